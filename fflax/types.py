@@ -1,0 +1,278 @@
+"""The vocabulary of fflax: what a layer, a network, a method, a readout and a training state are.
+
+This module holds types only. A *layer* is the unit of locality; a *method* says what every layer is
+asked to do; a *readout* turns the layers into one prediction; a *schedule* says which layers learn
+when. The driver in `fflax.training.step` brings them together and owns everything that a method must
+not be able to get wrong: `stop_gradient`, keys, optimiser states.
+
+Shape letters: V views, B examples, K classes, L layers, D features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import optax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed key, as `jax.random.key` makes it."""
+PyTree = Any
+Metrics = dict[str, Array]
+
+Locality = Literal["strict", "collaborative", "lookahead", "global"]
+
+
+class Batch(NamedTuple):
+  """One batch of labelled examples.
+
+  Attributes:
+    image: `[B, ...]` float32, standardised as the method wants it.
+    label: `[B]` int32 in `[0, K)`.
+  """
+
+  image: Array
+  label: Array
+
+
+class LayerOut(NamedTuple):
+  """What a layer computes for its input; every array keeps the input's leading axes.
+
+  Attributes:
+    pre: pre-activation (after batch norm where there is one), before the nonlinearity.
+    act: `activation(pre)`, before any pooling. Goodness is usually read here.
+    out: what the layer emits: `act`, pooled if the layer pools.
+  """
+
+  pre: Array
+  act: Array
+  out: Array
+
+
+class LayerInit(Protocol):
+  def __call__(self, key: Key, x: Array) -> tuple[PyTree, PyTree]:
+    """Returns `(params, stats)` for inputs like `x` `[B, ...]`; `stats` is `{}` without batch norm."""
+
+
+class LayerApply(Protocol):
+  def __call__(
+    self, params: PyTree, stats: PyTree, x: Array, *, train: bool, key: Key | None = None
+  ) -> tuple[LayerOut, PyTree]:
+    """Maps `x` `[B, ...]` to its `LayerOut` and the new statistics (unchanged unless `train`)."""
+
+
+class Layer(NamedTuple):
+  """A layer as pure functions: the unit of locality.
+
+  Attributes:
+    name: unique within its network, used in metrics and figures.
+    init: see `LayerInit`.
+    apply: see `LayerApply`.
+    spec: layers with equal `spec` compute the same function of (params, stats, x), so that the
+      driver may stack them under `lax.scan`.
+  """
+
+  name: str
+  init: LayerInit
+  apply: LayerApply
+  spec: Hashable
+
+
+class Network(NamedTuple):
+  """A sequence of layers.
+
+  Attributes:
+    name: as registered.
+    layers: from the input to the last layer.
+  """
+
+  name: str
+  layers: tuple[Layer, ...]
+
+
+class ViewsFn(Protocol):
+  def __call__(self, key: Key, batch: Batch, class_scores: Array | None) -> Array:
+    """What the network is shown in training, `[V, B, ...]`.
+
+    `class_scores` `[B, K]` is the present network's answer (see `Method.negatives_from`), or None.
+    """
+
+
+class InitLayerFn(Protocol):
+  def __call__(self, key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
+    """The layer's trainable extras and its non-gradient statistics, for an example `out` `[B, ...]`."""
+
+
+class HandOnFn(Protocol):
+  def __call__(self, out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+    """What the next layer receives. The driver, not the method, stops the gradient there."""
+
+
+class LocalLossFn(Protocol):
+  def __call__(
+    self, params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
+  ) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """This layer's scalar loss, its new statistics and its metrics (scalars).
+
+    `params`, `stats` are the extras of `init_layer`; `out` has leading axes `[V, B]`; `context` is
+    what a collaborative driver gathered from the other layers (None under the strict driver).
+    """
+
+
+class ClassScoresFn(Protocol):
+  def __call__(self, params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
+    """`[B, K]` from a layer's `out` on the score views (leading axes `[V, B]`), or None."""
+
+
+class GoodnessFn(Protocol):
+  def __call__(self, params: PyTree, stats: PyTree, out: LayerOut) -> Array:
+    """The layer's goodness of every view and example, `[V, B]`, float32."""
+
+
+class Method(NamedTuple):
+  """A local rule (or its backprop control) as pure functions, one factory per paper.
+
+  Attributes:
+    name: as registered.
+    paper: the source, one line.
+    locality: the declared class; `fflax.core.locality` holds the method to it.
+    single_pass: True if the method predicts from one pass (no candidate labels).
+    views: what the network is shown in training, `[V, B, ...]`.
+    plain_view: `(image) -> [B, ...]`: what it is shown when the label is unknown.
+    score_views: `(image) -> [V, B, ...]`: what it is shown so that `class_scores` can be computed:
+      one view per candidate label, or the plain view alone; None if layers give no class scores.
+    init_layer, hand_on, local_loss, class_scores: see the protocols of this module.
+    goodness: optional; logged, plotted, and what collaborating layers tell each other.
+    negatives_from: which answer of the present network `views` needs as `class_scores`:
+      "plain" (the trained readout on the plain view), "scores" (the summed layer scores) or None.
+  """
+
+  name: str
+  paper: str
+  locality: Locality
+  single_pass: bool
+  views: ViewsFn
+  plain_view: Callable[[Array], Array]
+  score_views: Callable[[Array], Array] | None
+  init_layer: InitLayerFn
+  hand_on: HandOnFn
+  local_loss: LocalLossFn
+  class_scores: ClassScoresFn
+  goodness: GoodnessFn | None = None
+  negatives_from: Literal["plain", "scores"] | None = None
+
+
+class Readout(NamedTuple):
+  """How layers become one prediction.
+
+  Attributes:
+    name: as registered.
+    view: "scores": reads the layers' class scores on the method's score views;
+      "plain": reads the layers' handed-on features on the plain view, in one pass.
+    init: `(key, features) -> params`, from the tuple of `[B, ...]` features; `{}` if untrained.
+    loss: `(params, features, label) -> scalar`, or None if there is nothing to train.
+    predict: `(params, scores, features) -> [B, K]`; `scores` is a tuple with `[B, K]` or None for
+      each layer (view "scores"), `features` a tuple of `[B, ...]` (view "plain"); the other is ().
+  """
+
+  name: str
+  view: Literal["plain", "scores"]
+  init: Callable[[Key, tuple[Array, ...]], PyTree]
+  loss: Callable[[PyTree, tuple[Array, ...], Array], Array] | None
+  predict: Callable[[PyTree, tuple[Array | None, ...], tuple[Array, ...]], Array]
+
+
+class Schedule(NamedTuple):
+  """Which layers learn when.
+
+  Attributes:
+    name: as registered.
+    active: `(step, num_layers) -> [L] bool`, or None: every layer learns in every step.
+    reforward: True: the next layer sees this layer's output after its update ("interleaved").
+  """
+
+  name: str
+  active: Callable[[Array, int], Array] | None = None
+  reforward: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerState:
+  """State of one layer, or of a run of equal layers stacked on a leading axis.
+
+  Attributes:
+    params: `{"layer": ..., "method": ...}`, all that the layer's optimiser trains.
+    opt_state: of the layer's own optax transformation.
+    stats: `{"layer": ..., "method": ...}`, all that moves without a gradient.
+  """
+
+  params: PyTree
+  opt_state: PyTree
+  stats: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReadoutState:
+  """Parameters and optimiser state of one readout (`{}` and `()` if it is not trained)."""
+
+  params: PyTree
+  opt_state: PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that training changes, as one pytree of arrays.
+
+  Attributes:
+    step: `[]` int32, the number of steps taken.
+    key: typed root key of the run; never changes, steps fold their number into it.
+    layers: one `LayerState` per block of equal stacked layers (usually one per layer).
+    readouts: one `ReadoutState` per readout of the run.
+  """
+
+  step: Array
+  key: Key
+  layers: tuple[LayerState, ...]
+  readouts: tuple[ReadoutState, ...]
+
+
+class Answers(NamedTuple):
+  """What a network answers to a batch of images.
+
+  Attributes:
+    readouts: readout name -> `[B, K]` class scores.
+    layers: `[B, K]` of every layer on the score views, or None for a layer without class scores.
+  """
+
+  readouts: dict[str, Array]
+  layers: tuple[Array | None, ...]
+
+
+class Trainer(NamedTuple):
+  """A network, a method, a schedule and readouts, made into pure functions.
+
+  Attributes:
+    init: `(key, batch) -> TrainState`.
+    step: `(state, batch, loss_weights=None) -> (state, metrics)`; metrics are `[L]` per layer, and
+      `readout_loss/<name>` scalars. `loss_weights` `[L]` scales the layers' losses (for audits).
+    answer: `(state, image) -> Answers`; deterministic, in evaluation mode.
+    goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
+    features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
+    layer_states: `(state) -> tuple` of L unstacked `LayerState`s.
+    layer_names: L names.
+  """
+
+  init: Callable[[Key, Batch], TrainState]
+  step: Callable[..., tuple[TrainState, Metrics]]
+  answer: Callable[[TrainState, Array], Answers]
+  goodness: Callable[[TrainState, Batch, Key], Array] | None
+  features: Callable[[TrainState, Array], tuple[Array, ...]]
+  layer_states: Callable[[TrainState], tuple[LayerState, ...]]
+  layer_names: tuple[str, ...]
+
+
+Optimizer = optax.GradientTransformation
