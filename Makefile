@@ -1,0 +1,71 @@
+# Needs make and Python 3.11 or newer, nothing else. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# Empty (`make test REQUIREMENTS=`) installs the newest versions that setup.cfg allows, not the tested pins.
+REQUIREMENTS ?= requirements.txt
+# Worker processes of the tests; 0 runs them in the main process.
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# The name tells Python and requirements apart, so another choice of either installs again.
+STAMP := $(VENV)/.installed-$(VERSION)-$(or $(notdir $(REQUIREMENTS)),newest)
+# Stands while an installation is under way: one that was cut is begun afresh, never patched.
+UNFINISHED := $(VENV)/.unfinished
+
+.PHONY: help venv train test lint format mutation bench pins clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+
+venv: $(STAMP) ## the virtual environment, from requirements.txt
+
+$(STAMP): setup.cfg pyproject.toml $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fflax needs Python 3.11 or newer, but PYTHON=$(PYTHON) is $(or $(VERSION),not found):" \
+	    "name another one, as in 'make PYTHON=python3.12'." >&2; exit 2; }
+	@echo "Installing into $(VENV) with Python $(VERSION) (some minutes the first time)"
+	@if [ -e $(UNFINISHED) ] || [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$(VERSION)" ] \
+	  || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
+	@touch $(UNFINISHED) && rm -f $(VENV)/.installed-*
+ifeq ($(strip $(REQUIREMENTS)),)
+	@$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev]'
+else
+	@$(PIP) install -r $(REQUIREMENTS)
+	@$(PIP) install --no-deps -e .
+endif
+	@rm -f $(UNFINISHED) && touch $@
+
+train: venv ## Forward-Forward on the bundled digits (ARGS='--config=... --workdir=...')
+	@$(BIN)/python -m experiments.train $(ARGS)
+
+test: venv ## the tests, with the coverage of fflax/ (ARGS='-k numerics')
+	@$(BIN)/python -m pytest -q -n $(JOBS) --cov=fflax --cov-fail-under=95 $(ARGS)
+
+lint: venv ## ruff's checks and format, mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: venv ## put the code into ruff's format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+mutation: venv ## plant one-line faults; the tests must catch each
+	@$(BIN)/python tests/mutation.py $(ARGS)
+
+bench: venv ## speed and memory against named rivals (installs PyTorch)
+	@$(PIP) install -r requirements-bench.txt
+	@for name in training_speed memory; do \
+	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
+
+pins: ## write requirements.txt from what is installed (after `make venv REQUIREMENTS=`)
+	@{ sed -n '/^#/p' requirements.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -iv '^torch=' \
+	  | sed 's/^uvloop==.*/&; sys_platform != "win32"/'; } > requirements.new && mv requirements.new requirements.txt
+
+clean: ## remove the environment, caches and build files; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .coverage*
+	find fflax experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
