@@ -1,0 +1,204 @@
+"""Plants one-line faults, one at a time, and expects the tests to catch each.
+
+    python tests/mutation.py [--jobs 2] [--only WORD] [--list]
+
+A fault is planted in a temporary copy of the tree, never in the checkout. Each names the few tests
+that must fail. A fault that survives says that those tests would also pass if the code were wrong.
+Exit code 0: all caught; 1: one was missed; 2: one cannot be planted, or its tests do not run.
+"""
+
+import argparse
+import concurrent.futures
+import enum
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COPIED = ("fflax", "experiments", "tests", "pyproject.toml", "setup.cfg")
+TIMEOUT_SECONDS = 180
+
+
+class Fault(NamedTuple):
+  """A fault: in `file`, `old` (which must stand there exactly once) becomes `new`.
+
+  Attributes:
+    what: what would be wrong, in a few words.
+    file: path from the root of the checkout.
+    old: exact text.
+    new: its replacement.
+    tests: pytest arguments: node ids or files, and `-k` with an expression to narrow them.
+  """
+
+  what: str
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+
+
+FAULTS = (
+  Fault(
+    "all roles share one key",
+    "fflax/random.py",
+    "return jax.random.fold_in(key, _ROLES_START + int(role))",
+    "return jax.random.fold_in(key, _ROLES_START)",
+    ("tests/random_test.py",),
+  ),
+  Fault(
+    "every step draws the same numbers",
+    "fflax/random.py",
+    "return jax.random.fold_in(root, step)",
+    "return jax.random.fold_in(root, 0 * step)",
+    ("tests/random_test.py",),
+  ),
+  Fault(
+    "all layers share one key",
+    "fflax/random.py",
+    "return jax.random.fold_in(role_key(key, role), layer)",
+    "return jax.random.fold_in(role_key(key, role), 0 * layer)",
+    ("tests/random_test.py",),
+  ),
+)
+
+
+class Verdict(enum.Enum):
+  """What the tests said of a fault."""
+
+  CAUGHT = "caught"
+  MISSED = "MISSED"
+  BROKEN = "BROKEN"
+
+
+class Result(NamedTuple):
+  """`detail` is one line; `output` what pytest printed."""
+
+  verdict: Verdict
+  detail: str
+  output: str = ""
+
+
+def copy_tree(target: pathlib.Path) -> None:
+  ignore = shutil.ignore_patterns("__pycache__", ".*")
+  for name in COPIED:
+    if (ROOT / name).is_dir():
+      shutil.copytree(ROOT / name, target / name, ignore=ignore)
+    elif (ROOT / name).exists():
+      shutil.copy(ROOT / name, target / name)
+
+
+def plant(fault: Fault, tree: pathlib.Path) -> str | None:
+  """Writes the fault into `tree`; returns why it cannot, or None."""
+  path = tree / fault.file
+  if not path.is_file():
+    return f"{fault.file} does not exist"
+  source = path.read_text()
+  count = source.count(fault.old)
+  if count != 1:
+    return f"{fault.old!r} stands {count} times in {fault.file}, not once"
+  if fault.new == fault.old:
+    return "the fault changes nothing"
+  path.write_text(source.replace(fault.old, fault.new))
+  return None
+
+
+def run_tests(tree: pathlib.Path, tests: tuple[str, ...], *options: str) -> tuple[int | None, str]:
+  """pytest's exit code (None if it took too long) and output, with `tree` before the checkout."""
+  environment = dict(os.environ, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+  try:
+    done = subprocess.run(
+      [*command, "-m", "", *options, *tests],
+      cwd=tree,
+      env=environment,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      timeout=TIMEOUT_SECONDS,
+    )
+  except subprocess.TimeoutExpired:
+    return None, ""
+  return done.returncode, done.stdout
+
+
+def try_fault(fault: Fault) -> Result:
+  """Plants one fault in a fresh copy and runs its tests there."""
+  with tempfile.TemporaryDirectory(prefix="fflax_fault_") as name:
+    tree = pathlib.Path(name)
+    copy_tree(tree)
+    if reason := plant(fault, tree):
+      return Result(Verdict.BROKEN, reason)
+    code, output = run_tests(tree, fault.tests, "-x")
+  last = output.strip().splitlines()[-1] if output.strip() else ""
+  if code == 1:
+    return Result(Verdict.CAUGHT, last)
+  if code == 0:
+    return Result(Verdict.MISSED, last, output)
+  reason = "took too long" if code is None else f"pytest ended with exit code {code}"
+  return Result(Verdict.BROKEN, f"{reason}; {last}", output)
+
+
+def check_clean(faults: list[Fault]) -> str | None:
+  """Runs all the tests without a fault: a catch counts only if they pass, and read the copy."""
+  with tempfile.TemporaryDirectory(prefix="fflax_clean_") as name:
+    tree = pathlib.Path(name)
+    copy_tree(tree)
+    where = subprocess.run(
+      [sys.executable, "-c", "import fflax.random as module; print(module.__file__)"],
+      cwd=tree,
+      env=dict(os.environ, PYTHONPATH=str(tree)),
+      capture_output=True,
+      text=True,
+    )
+    if not pathlib.Path(where.stdout.strip()).resolve().is_relative_to(tree.resolve()):
+      return f"the copy is not what Python imports: {where.stdout.strip()}{where.stderr}"
+    for tests in dict.fromkeys(fault.tests for fault in faults):
+      code, output = run_tests(tree, tests)
+      if code != 0:
+        return f"without a fault, pytest {' '.join(tests)} ends with exit code {code}:\n{output}"
+  return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(description="Plant one-line faults; the tests must catch each.")
+  parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="faults at a time")
+  parser.add_argument("--only", default="", help="only faults whose description or file has it")
+  parser.add_argument("--list", action="store_true", help="list the faults and leave")
+  options = parser.parse_args(arguments)
+
+  faults = [f for f in FAULTS if options.only in f.what or options.only in f.file]
+  if not faults:
+    print(f"no fault matches --only={options.only}", file=sys.stderr)
+    return 2
+  if options.list:
+    for fault in faults:
+      print(f"{fault.file}: {fault.what}")
+    return 0
+
+  start = time.monotonic()
+  print(f"Running the tests of {len(faults)} faults without a fault", flush=True)
+  if reason := check_clean(faults):
+    print(reason, file=sys.stderr)
+    return 2
+  results = []
+  with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
+    for fault, result in zip(faults, pool.map(try_fault, faults), strict=True):
+      results.append(result)
+      print(f"{result.verdict.value:7} {fault.file}: {fault.what} ({result.detail})", flush=True)
+      if result.output:
+        print("".join(f"        {line}\n" for line in result.output.splitlines()[-15:]), end="")
+  counts = {verdict: sum(r.verdict is verdict for r in results) for verdict in Verdict}
+  print(
+    f"{counts[Verdict.CAUGHT]} of {len(faults)} faults caught in {time.monotonic() - start:.0f} s"
+  )
+  return 2 if counts[Verdict.BROKEN] else 1 if counts[Verdict.MISSED] else 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())
