@@ -1,7 +1,7 @@
-"""Key derivation: root -> step -> layer -> role.
+"""Key derivation: root -> step -> role -> layer.
 
-Every random number of a run is a pure function of the root key and of where it is used, so a run cut
-anywhere and resumed equals the uncut run, and layers may be reordered, stacked or pipelined.
+Every random number of a run is a pure function of the root key and of where it is used, so a run
+cut anywhere and resumed equals the uncut run, and layers may be reordered, stacked or pipelined.
 """
 
 import enum
@@ -9,6 +9,8 @@ import enum
 import jax
 
 from fflax.types import Array, Key
+
+_ROLES_START = 1 << 31  # above every step number, so that no role's key is a step's key
 
 
 class Role(enum.IntEnum):
@@ -28,14 +30,14 @@ class Role(enum.IntEnum):
 
 def role_key(key: Key, role: Role) -> Key:
   """The key for one role."""
-  return jax.random.fold_in(key, int(role))
+  return jax.random.fold_in(key, _ROLES_START + int(role))
 
 
 def step_key(root: Key, step: Array | int) -> Key:
-  """The key of one training step."""
+  """The key of one training step, counted from 0 and below 2**31."""
   return jax.random.fold_in(root, step)
 
 
 def layer_key(key: Key, layer: Array | int, role: Role) -> Key:
   """The key of one layer (counted from 0) for one role."""
-  return role_key(jax.random.fold_in(key, layer), role)
+  return jax.random.fold_in(role_key(key, role), layer)

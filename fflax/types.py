@@ -2,8 +2,8 @@
 
 This module holds types only. A *layer* is the unit of locality; a *method* says what every layer is
 asked to do; a *readout* turns the layers into one prediction; a *schedule* says which layers learn
-when. The driver in `fflax.training.step` brings them together and owns everything that a method must
-not be able to get wrong: `stop_gradient`, keys, optimiser states.
+when. The driver in `fflax.training.step` brings them together and owns everything that a method
+must not be able to get wrong: `stop_gradient`, keys, optimiser states.
 
 Shape letters: V views, B examples, K classes, L layers, D features.
 """
@@ -52,7 +52,7 @@ class LayerOut(NamedTuple):
 
 class LayerInit(Protocol):
   def __call__(self, key: Key, x: Array) -> tuple[PyTree, PyTree]:
-    """Returns `(params, stats)` for inputs like `x` `[B, ...]`; `stats` is `{}` without batch norm."""
+    """Returns `(params, stats)` for inputs like `x` `[B, ...]`; `stats` is `{}` if none move."""
 
 
 class LayerApply(Protocol):
@@ -101,7 +101,7 @@ class ViewsFn(Protocol):
 
 class InitLayerFn(Protocol):
   def __call__(self, key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
-    """The layer's trainable extras and its non-gradient statistics, for an example `out` `[B, ...]`."""
+    """The layer's trainable extras and its statistics, for an example `out` `[B, ...]`."""
 
 
 class HandOnFn(Protocol):

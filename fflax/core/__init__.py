@@ -1,0 +1,1 @@
+"""Pure mathematics: goodness, losses, normalisation, labels, prototypes, readouts, locality."""

@@ -1,0 +1,43 @@
+"""Goodness: one number that says how much a layer likes an example.
+
+Functions take one example's activities of any shape and return a float32 scalar; callers vmap.
+Differences of goodness and threshold are large-number differences (a bfloat16 near 1000 is exact to
+4), so everything here is float32.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+
+from fflax.types import Array
+
+
+def sum_of_squares(h: Array) -> Array:
+  """`sum_j h_j**2` (Hinton, 2022, arXiv 2212.13345)."""
+  return jnp.sum(jnp.square(h.astype(jnp.float32)))
+
+
+def mean_of_squares(h: Array) -> Array:
+  """`mean_j h_j**2`: `sum_of_squares` at a temperature of the layer's width."""
+  return jnp.mean(jnp.square(h.astype(jnp.float32)))
+
+
+def sum_of_activities(h: Array) -> Array:
+  """`sum_j h_j`, the unsquared goodness of the paper's remarks."""
+  return jnp.sum(h.astype(jnp.float32))
+
+
+GOODNESS: Mapping[str, Callable[[Array], Array]] = {
+  "sum": sum_of_squares,
+  "mean": mean_of_squares,
+  "unsquared": sum_of_activities,
+}
+
+
+def threshold(theta: float, kind: str, width: int) -> float:
+  """The threshold on the layer's own scale, from `theta` per unit.
+
+  "sum" at `theta * width` and "mean" at `theta` cut the same examples; giving theta per unit keeps
+  one number comparable across kinds and widths (the paper's sum against d is `theta=1`).
+  """
+  return theta if kind == "mean" else theta * width

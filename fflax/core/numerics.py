@@ -1,0 +1,305 @@
+"""How a layer multiplies: the `dot_general` and `conv_general_dilated` that networks are built with.
+
+A `Numerics` is a pair of functions with the signatures of `jax.lax`, handed to every layer from
+outside, so that a network in another arithmetic is the same network with other arguments.
+
+bfloat16 keeps parameters, outputs and accumulation in float32 and rounds only the *operands* of each
+product. Where the machine has units for it (`has_bfloat16_units`), operands travel as bfloat16; on
+other CPUs, where that would be slower than float32, the rounded operands are multiplied by the
+float32 units. A product of two bfloat16 numbers is exact in float32, so the two forms differ by the
+order of summation only. Functions of equal settings compare equal and hash alike.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.types import Array
+
+# Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
+try:
+  from jax.experimental.layout import Layout, with_layout_constraint
+except ImportError:  # pragma: no cover
+  Layout = with_layout_constraint = None
+
+_Pads = tuple[tuple[int, int], ...]
+
+
+class Numerics(NamedTuple):
+  """How a layer multiplies.
+
+  Attributes:
+    name: as in `NUMERICS`.
+    dot_general: with the signature of `jax.lax.dot_general`, as `flax.linen.Dense` calls it.
+    conv_general_dilated: with the signature of `jax.lax.conv_general_dilated`.
+  """
+
+  name: str
+  dot_general: Callable[..., Array]
+  conv_general_dilated: Callable[..., Array]
+
+
+def float32() -> Numerics:
+  """JAX's own products."""
+  return Numerics("float32", lax.dot_general, lax.conv_general_dilated)
+
+
+def bfloat16(native: bool | None = None) -> Numerics:
+  """Products of operands rounded to bfloat16, with float32 accumulation, outputs and gradients.
+
+  Forward operands and, in the backward pass, the incoming cotangent are rounded to nearest even.
+  Supports reverse-mode differentiation, `jit`, `vmap`, `scan` and eager calls; no forward mode.
+
+  Args:
+    native: multiply bfloat16 operands (True) or their rounded values in float32 (False). None
+      decides when the product is traced: `has_bfloat16_units()`.
+
+  Deviations:
+    The arguments `precision` and, inside the product, `preferred_element_type` have no effect: the
+    accumulation is float32 (the latter is applied to the result). Convolutions on a CPU multiply
+    rounded operands in float32, because its bfloat16 convolution is no faster. Contractions other
+    than the last axis of the left with the first axis of the right operand, and grouped, dilated or
+    not channels-last convolutions, round in float32 and leave the gradient to JAX, which then rounds
+    the finished gradient instead of the cotangent.
+  """
+  return Numerics("bfloat16", _Bfloat16Dot(native), _Bfloat16Conv(native))
+
+
+NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
+  {"float32": float32, "bfloat16": bfloat16}
+)
+"""Numerics by name."""
+
+
+@functools.cache
+def has_bfloat16_units() -> bool:
+  """Whether bfloat16 products are known to be faster than float32 ones on the default backend.
+
+  True on accelerators, and on a CPU with AMX-BF16 tiles. Plain AVX512-BF16 is unmeasured: False.
+  """
+  if jax.default_backend() != "cpu":
+    return True
+  try:
+    flags = pathlib.Path("/proc/cpuinfo").read_text()
+  except OSError:
+    return False
+  return "amx_bf16" in flags.split()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bfloat16Dot:
+  native: bool | None
+
+  def __call__(
+    self,
+    lhs: Array,
+    rhs: Array,
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+  ) -> Array:
+    del precision
+    (lhs_axes, rhs_axes), (lhs_batch, rhs_batch) = dimension_numbers
+    axes = (tuple(lhs_axes), tuple(rhs_axes), tuple(lhs_batch), tuple(rhs_batch))
+    x, w = jnp.asarray(lhs, jnp.float32), jnp.asarray(rhs, jnp.float32)
+    if axes == ((x.ndim - 1,), (0,), (), ()):
+      # Explicit sizes, because -1 cannot be inferred for an empty batch.
+      rows, size = x.shape[:-1], x.shape[-1]
+      columns = w.shape[1:]
+      out = _dot(
+        _use_native_dot(self.native),
+        x.reshape(math.prod(rows), size),
+        w.reshape(size, math.prod(columns)),
+      ).reshape(rows + columns)
+    else:
+      out = lax.dot_general(
+        _round(x), _round(w), dimension_numbers, preferred_element_type=jnp.float32
+      )
+    return out if preferred_element_type is None else out.astype(preferred_element_type)
+
+
+def _use_native_dot(native: bool | None) -> bool:
+  if native is None:
+    native = has_bfloat16_units()
+  return native and (with_layout_constraint is not None or jax.default_backend() != "cpu")
+
+
+def _round(x: Array) -> Array:
+  # Not a cast there and back: XLA may remove such a pair as "excess precision".
+  return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def _operand(x: Array, native: bool) -> Array:
+  return x.astype(jnp.bfloat16) if native else _round(x)
+
+
+def _row_major(x: Array) -> Array:
+  """Forces a row-major copy of a transposed view, on the CPU only.
+
+  There a product of a transposed bfloat16 view leaves the fast path, and one whose *result* is
+  transposed by its consumer fails to run (XLA has no such bfloat16 thunk): both are pinned.
+  """
+  if jax.default_backend() != "cpu" or with_layout_constraint is None:
+    return x
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+def _contract(x: Array, y: Array, native: bool, y_axis: int = 0) -> Array:
+  """`[M, K]` with `[K, N]` (or `[N, K]` if `y_axis` is 1): `[M, N]` float32."""
+  out = lax.dot_general(x, y, (((1,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
+  return _row_major(out) if native else out
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dot(native: bool, x: Array, w: Array) -> Array:
+  return _contract(_operand(x, native), _operand(w, native), native)
+
+
+def _dot_forward(native: bool, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+  x, w = _operand(x, native), _operand(w, native)
+  return _contract(x, w, native), (x, w)
+
+
+def _dot_backward(
+  native: bool, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+  x, w = residuals
+  g = _operand(cotangent, native)
+  x_t = _row_major(x.T) if native else x.T
+  return _contract(g, w, native, y_axis=1), _contract(x_t, g, native)
+
+
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bfloat16Conv:
+  native: bool | None
+
+  def __call__(
+    self,
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+  ) -> Array:
+    del precision
+    x, w = jnp.asarray(lhs, jnp.float32), jnp.asarray(rhs, jnp.float32)
+    strides = tuple(window_strides)
+    numbers = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
+    plain = (
+      feature_group_count == batch_group_count == 1
+      and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+      and numbers == _channels_last(x.ndim)
+    )
+    if plain:
+      if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
+      pads = tuple((int(low), int(high)) for low, high in padding)
+      out = _conv(self._use_native(), strides, pads, x, w)
+    else:
+      out = lax.conv_general_dilated(
+        _round(x),
+        _round(w),
+        strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+      )
+    return out if preferred_element_type is None else out.astype(preferred_element_type)
+
+  def _use_native(self) -> bool:
+    return jax.default_backend() != "cpu" if self.native is None else self.native
+
+
+def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+  """`N...C` images, `...IO` kernels."""
+  image = (0, ndim - 1, *range(1, ndim - 1))
+  return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _conv(native: bool, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array) -> Array:
+  return _conv_forward(native, strides, pads, x, w)[0]
+
+
+def _conv_forward(
+  native: bool, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array
+) -> tuple[Array, tuple[Array, Array]]:
+  x, w = _operand(x, native), _operand(w, native)
+  out = lax.conv_general_dilated(
+    x,
+    w,
+    strides,
+    pads,
+    dimension_numbers=_channels_last(x.ndim),
+    preferred_element_type=jnp.float32,
+  )
+  return out, (x, w)
+
+
+def _conv_backward(
+  native: bool,
+  strides: tuple[int, ...],
+  pads: _Pads,
+  residuals: tuple[Array, Array],
+  cotangent: Array,
+) -> tuple[Array, Array]:
+  # Written out, because JAX cannot transpose a convolution of bfloat16 operands to a float32 result.
+  x, w = residuals
+  g = _operand(cotangent, native)
+  ndim = x.ndim
+  spatial = tuple(range(ndim - 2))
+  image, kernel, _ = _channels_last(ndim)
+  input_pads, weight_pads = [], []
+  sizes = zip(x.shape[1:-1], w.shape[:-2], g.shape[1:-1], strides, pads, strict=True)
+  for size, field, out_size, stride, (low, _high) in sizes:
+    spread = (out_size - 1) * stride  # of the strided output, minus one
+    flipped_low = field - 1 - low
+    input_pads.append((flipped_low, size + field - 2 - spread - flipped_low))
+    weight_pads.append((low, field + spread - size - low))
+  # Input gradient: the strided cotangent, spread out, with the flipped kernel, in and out swapped.
+  dx = lax.conv_general_dilated(
+    g,
+    jnp.flip(w, spatial),
+    (1,) * (ndim - 2),
+    input_pads,
+    lhs_dilation=strides,
+    dimension_numbers=lax.ConvDimensionNumbers(image, (kernel[1], kernel[0], *kernel[2:]), image),
+    preferred_element_type=jnp.float32,
+  )
+  # Weight gradient: the image with the cotangent as its kernel, batch axis contracted.
+  swapped = (image[1], image[0], *image[2:])
+  dw = lax.conv_general_dilated(
+    x,
+    g,
+    (1,) * (ndim - 2),
+    weight_pads,
+    rhs_dilation=strides,
+    dimension_numbers=lax.ConvDimensionNumbers(
+      swapped, swapped, (kernel[1], kernel[0], *kernel[2:])
+    ),
+    preferred_element_type=jnp.float32,
+  )
+  return dx, dw
+
+
+_conv.defvjp(_conv_forward, _conv_backward)

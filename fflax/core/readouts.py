@@ -1,0 +1,123 @@
+"""Readouts: how the layers' class scores or features become one prediction `[B, K]`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fflax.core import losses
+from fflax.types import Array, Key, PyTree, Readout
+
+
+def _scored(scores: tuple[Array | None, ...], first_layer: int, who: str) -> list[Array]:
+  used = [s for s in scores[first_layer:] if s is not None]
+  if not used:
+    raise ValueError(
+      f"the {who} readout found no layer with class scores from layer {first_layer + 1} on; "
+      "choose a readout that this method's layers can serve"
+    )
+  return used
+
+
+def _untrained(key: Key, features: tuple[Array, ...]) -> PyTree:
+  del key, features
+  return {}
+
+
+def score_sum(first_layer: int = 0) -> Readout:
+  """Sum of the layers' class scores from `first_layer` (counted from 0) on.
+
+  This is per-label goodness for Forward-Forward (one pass per candidate label), the logit sum for
+  layers with heads and the summed prototype score for hyperspherical layers (one pass each).
+  """
+
+  def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
+    del params, features
+    first, *others = _scored(scores, first_layer, "score_sum")
+    return sum(others, first)
+
+  return Readout("score_sum", "scores", _untrained, None, predict)
+
+
+def last_layer() -> Readout:
+  """The class scores of the last layer alone."""
+
+  def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
+    del params, features
+    return _scored(scores, 0, "last_layer")[-1]
+
+  return Readout("last_layer", "scores", _untrained, None, predict)
+
+
+def vote(first_layer: int = 0) -> Readout:
+  """Majority over the layers' own predictions; ties are settled by the summed scores."""
+
+  def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
+    del params, features
+    used = jnp.stack(_scored(scores, first_layer, "vote"))  # [L, B, K]
+    votes = jnp.sum(jax.nn.one_hot(jnp.argmax(used, -1), used.shape[-1]), axis=0)
+    total = jnp.sum(used, axis=0)
+    spread = jnp.max(total, -1, keepdims=True) - jnp.min(total, -1, keepdims=True)
+    return votes + 0.5 * (total - jnp.min(total, -1, keepdims=True)) / jnp.maximum(spread, 1e-30)
+
+  return Readout("vote", "scores", _untrained, None, predict)
+
+
+def softmax_head(num_classes: int, first_layer: int = 0) -> Readout:
+  """A linear softmax head on the handed-on features of the plain view, in one pass.
+
+  `logits = sum_l f_l V_l` over layers from `first_layer` on, `V_l` `[D_l, K]`, zero at the start,
+  no bias. Trained beside the layers by its own cross-entropy; the driver detaches the features, so
+  the head never reaches a layer (the rule of loeweX/Forward-Forward and jesper-olsen/ff-py).
+  """
+
+  def flat(features: tuple[Array, ...]) -> Array:
+    used = features[first_layer:]
+    if not used:
+      raise ValueError(f"the softmax_head readout starts at layer {first_layer + 1}, past the last")
+    return jnp.concatenate([f.reshape(f.shape[0], -1) for f in used], axis=-1)
+
+  def init(key: Key, features: tuple[Array, ...]) -> PyTree:
+    del key
+    return {"kernel": jnp.zeros((flat(features).shape[-1], num_classes), jnp.float32)}
+
+  def predict(params: PyTree, scores: Any, features: tuple[Array, ...]) -> Array:
+    del scores
+    return flat(features) @ params["kernel"]
+
+  def loss(params: PyTree, features: tuple[Array, ...], label: Array) -> Array:
+    return jnp.mean(losses.cross_entropy(predict(params, (), features), label))
+
+  return Readout("softmax_head", "plain", init, loss, predict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadoutConfig:
+  """Options of the readouts.
+
+  Attributes:
+    first_layer: layers before this one (counted from 0) are left out of sums and heads.
+  """
+
+  first_layer: int = 0
+
+
+READOUTS: Mapping[str, Callable[[ReadoutConfig, int], Readout]] = {
+  "score_sum": lambda c, _: score_sum(c.first_layer),
+  "last_layer": lambda c, _: last_layer(),
+  "vote": lambda c, _: vote(c.first_layer),
+  "softmax_head": lambda c, k: softmax_head(k, c.first_layer),
+}
+
+
+def make_readout(name: str, config: ReadoutConfig, num_classes: int) -> Readout:
+  """The registered readout `name`.
+
+  Raises:
+    ValueError: unknown name.
+  """
+  if name not in READOUTS:
+    raise ValueError(f"unknown readout {name!r}; there are {', '.join(READOUTS)}")
+  return READOUTS[name](config, num_classes)

@@ -1,0 +1,109 @@
+"""Backpropagation as a method, so that every local result has a matched control.
+
+Same networks, data, schedule, evaluation and tables as the local rules; the gradient is global.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fflax.core import losses
+from fflax.core.normalize import NORMALIZATIONS
+from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class BackpropConfig:
+  """Hyper-parameters of the controls.
+
+  Attributes:
+    heads: "last" (one softmax head) or "all" (deep supervision, BP-DeepSup: a head and a loss at
+      every layer, summed, gradient flowing end to end).
+    smoothing: label smoothing of every head's cross-entropy.
+    normalization, eps: of the input and between dense layers, so that a control can share the local
+      method's length normalisation; "none" is plain backprop.
+  """
+
+  heads: str = "last"
+  smoothing: float = 0.0
+  normalization: str = "none"
+  eps: float = 1e-6
+
+  def check(self) -> None:
+    """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
+    if self.heads not in ("last", "all"):
+      raise ValueError(f"backprop heads must be 'last' or 'all', not {self.heads!r}")
+    if self.normalization not in NORMALIZATIONS:
+      raise ValueError(
+        f"backprop normalization must be one of {tuple(NORMALIZATIONS)}, not {self.normalization!r}"
+      )
+    if not 0 <= self.smoothing < 1:
+      raise ValueError(f"backprop smoothing must be in [0, 1), not {self.smoothing}")
+
+
+def backprop(config: BackpropConfig, num_classes: int) -> Method:
+  """Backpropagation (single head or BP-DeepSup) as a `Method` of global locality.
+
+  A head is a linear layer `[D, K]` with bias (LeCun-normal, zero) on the output of a dense layer or
+  the spatial mean of a conv layer's map. Deep supervision sums the heads' logits to predict with
+  readout "score_sum".
+
+  Raises:
+    ValueError: see `BackpropConfig.check`.
+  """
+  config.check()
+  normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
+
+  def plain_view(image: Array) -> Array:
+    return normalize(image)
+
+  def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
+    del key, class_scores
+    return plain_view(batch.image)[None]
+
+  def features(out: Array) -> Array:
+    return jnp.mean(out, axis=(-3, -2)) if out.ndim == 4 else out
+
+  def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
+    if config.heads == "last" and not is_last:
+      return {}, {}
+    width = features(out.out).shape[-1]
+    kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
+    head = {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
+    return {"head": head}, {}
+
+  def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+    del train, key
+    return normalize(out.out) if out.out.ndim == 2 else out.out
+
+  def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
+    del stats
+    if not params:
+      return None
+    head = params["head"]
+    return features(out.out[0]) @ head["kernel"] + head["bias"][None, :]
+
+  def local_loss(
+    params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
+  ) -> tuple[Array, tuple[PyTree, Metrics]]:
+    del context, key
+    logits = class_scores(params, stats, out)
+    if logits is None:
+      return jnp.zeros(()), (stats, {})
+    loss = jnp.mean(losses.cross_entropy(logits, label, config.smoothing))
+    return loss, (stats, {"train_accuracy": jnp.mean(jnp.argmax(logits, -1) == label)})
+
+  return Method(
+    name="backprop",
+    paper="D. Rumelhart, G. Hinton, R. Williams, 1986; deep supervision: C.-Y. Lee et al., 2015",
+    locality="global",
+    single_pass=True,
+    views=views,
+    plain_view=plain_view,
+    score_views=lambda image: plain_view(image)[None],
+    init_layer=init_layer,
+    hand_on=hand_on,
+    local_loss=local_loss,
+    class_scores=class_scores,
+  )

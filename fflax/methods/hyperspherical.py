@@ -1,0 +1,188 @@
+"""Hyperspherical Forward-Forward: S. Sarode et al., 2026, arXiv 2605.00082.
+
+Every layer classifies its own unit-norm features by class prototypes on the sphere: one pass trains
+and predicts, and other classes' prototypes take the place of negative data.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from fflax.core import losses, prototypes
+from fflax.core.normalize import NORMALIZATIONS
+from fflax.networks.layers import aux_conv_layer
+from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
+
+_MAKE = {
+  "learned": prototypes.random_prototypes,
+  "fixed_random": prototypes.random_prototypes,
+  "fixed_orthogonal": prototypes.orthogonal_prototypes,
+  "fixed_etf": prototypes.etf_prototypes,
+  "ema": prototypes.random_prototypes,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HypersphericalConfig:
+  """Hyper-parameters of hyperspherical FF; the paper's own values are not public.
+
+  Attributes:
+    scale: alpha of the loss, the inverse temperature of the class scores.
+    margin: additive margin m >= 0 on the own class's score, in training only.
+    pooling: beta, how sharply a class's prototypes are pooled; 0 takes `scale`.
+    prototypes_per_class: M.
+    prototypes: "learned", "fixed_random", "fixed_orthogonal", "fixed_etf" or "ema".
+    ema_decay: rho of "ema".
+    loss: "smooth" (the margin cross-entropy) or "hard" (its limit).
+    normalization, eps: of what dense layers receive; conv layers hand on their (batch-normalised)
+      maps as they are.
+    aux_features, aux_kernel, aux_pool: the auxiliary conv head of layers with spatial outputs:
+      `aux_kernel` conv to `aux_features` channels, no nonlinearity, average-pooled to a grid of
+      `aux_pool` x `aux_pool`.
+  """
+
+  scale: float = 10.0
+  margin: float = 0.0
+  pooling: float = 0.0
+  prototypes_per_class: int = 1
+  prototypes: str = "learned"
+  ema_decay: float = 0.99
+  loss: str = "smooth"
+  normalization: str = "rms"
+  eps: float = 1e-6
+  aux_features: int = 256
+  aux_kernel: int = 3
+  aux_pool: int = 2
+
+  def check(self) -> None:
+    """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
+    choices = {
+      "prototypes": tuple(_MAKE),
+      "loss": ("smooth", "hard"),
+      "normalization": tuple(NORMALIZATIONS),
+    }
+    for field, allowed in choices.items():
+      value = getattr(self, field)
+      if value not in allowed:
+        raise ValueError(f"hyperspherical {field} must be one of {allowed}, not {value!r}")
+    for field in ("scale", "prototypes_per_class", "aux_features", "aux_kernel", "aux_pool"):
+      if not getattr(self, field) > 0:
+        raise ValueError(f"hyperspherical {field} must be positive, not {getattr(self, field)}")
+    if self.margin < 0 or self.pooling < 0:
+      raise ValueError("hyperspherical margin and pooling must not be negative")
+    if not 0 <= self.ema_decay <= 1:
+      raise ValueError(f"hyperspherical ema_decay must be in [0, 1], not {self.ema_decay}")
+
+
+def adaptive_average_pool(x: Array, grid: int) -> Array:
+  """Average-pools `[B, H, W, C]` to `[B, grid, grid, C]`.
+
+  Bin i of n over size H covers rows `floor(i H / n)` to `ceil((i + 1) H / n) - 1`; a map smaller
+  than the grid is pooled to its own size.
+  """
+
+  def weights(size: int) -> Array:
+    n = min(grid, size)
+    i = jnp.arange(n)[:, None]
+    row = jnp.arange(size)[None, :]
+    inside = (row >= i * size // n) & (row < -(-(i + 1) * size // n))
+    return inside / jnp.sum(inside, axis=1, keepdims=True)
+
+  return jnp.einsum(
+    "bhwc,ih,jw->bijc", x.astype(jnp.float32), weights(x.shape[1]), weights(x.shape[2])
+  )
+
+
+def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
+  """Hyperspherical FF as a `Method`.
+
+  Loss (our reconstruction): softmax cross-entropy of `scale (S_c - margin [c = y])`, with `S_c` the
+  pooled cosine of the layer's features with the prototypes of class c. Locality: strict; one pass.
+
+  Deviations: the paper's constants are not public; every default here is ours. In "ema" mode the
+  prototypes are statistics and receive no gradient.
+
+  Raises:
+    ValueError: see `HypersphericalConfig.check`.
+  """
+  config.check()
+  pooling = config.pooling or config.scale
+  normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
+  aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel)
+  trained = config.prototypes == "learned"
+
+  def plain_view(image: Array) -> Array:
+    return normalize(image)
+
+  def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
+    del key, class_scores
+    return plain_view(batch.image)[None]
+
+  def features(params: PyTree, out: Array) -> Array:
+    """`[B, D]` from a layer's output `[B, ...]`, through the auxiliary conv head if it is a map."""
+    if out.ndim == 4:
+      out = adaptive_average_pool(
+        aux.apply(params["aux"], {}, out, train=False)[0].out, config.aux_pool
+      )
+    return out.reshape(out.shape[0], -1)
+
+  def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
+    del is_last
+    aux_key, prototype_key = jax.random.split(key)
+    params = {"aux": aux.init(aux_key, out.out)[0]} if out.out.ndim == 4 else {}
+    width = features(params, out.out).shape[-1]
+    p = _MAKE[config.prototypes](prototype_key, num_classes, config.prototypes_per_class, width)
+    if trained:
+      return {**params, "prototypes": p}, {}
+    return params, {"prototypes": p}
+
+  def scores(params: PyTree, stats: PyTree, out: LayerOut) -> tuple[Array, Array]:
+    """Features `[B, D]` and class scores `[B, K]` of view 0."""
+    z = features(params, out.out[0])
+    p = (params if trained else stats)["prototypes"]
+    return z, jax.vmap(lambda v: prototypes.class_scores(v, p, pooling))(z)
+
+  def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+    del train, key
+    return normalize(out.out) if out.out.ndim == 2 else out.out
+
+  def local_loss(
+    params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
+  ) -> tuple[Array, tuple[PyTree, Metrics]]:
+    del context, key
+    z, s = scores(params, stats, out)
+    if config.loss == "smooth":
+      rows = jax.vmap(lambda v, y: losses.margin_cross_entropy(v, y, config.scale, config.margin))(
+        s, label
+      )
+    else:
+      rows = jax.vmap(lambda v, y: losses.hard_margin_loss(v, y, config.margin))(s, label)
+    if config.prototypes == "ema":
+      p = prototypes.ema_prototypes(stats["prototypes"], z, label, config.ema_decay)
+      stats = {"prototypes": p}
+    own = jnp.take_along_axis(s, label[:, None], axis=1)[:, 0]
+    others = (jnp.sum(s, axis=1) - own) / (num_classes - 1)
+    metrics = {
+      "goodness_pos": jnp.mean(own),
+      "goodness_neg": jnp.mean(others),
+      "train_accuracy": jnp.mean(jnp.argmax(s, -1) == label),
+    }
+    return jnp.mean(rows), (stats, metrics)
+
+  def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array:
+    return scores(params, stats, out)[1]
+
+  return Method(
+    name="hyperspherical",
+    paper="S. Sarode et al., Hyperspherical Forward-Forward, 2026, arXiv 2605.00082",
+    locality="strict",
+    single_pass=True,
+    views=views,
+    plain_view=plain_view,
+    score_views=lambda image: plain_view(image)[None],
+    init_layer=init_layer,
+    hand_on=hand_on,
+    local_loss=local_loss,
+    class_scores=class_scores,
+  )

@@ -1,0 +1,41 @@
+"""The registry: a new method is one line here."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
+from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
+from fflax.types import Method
+
+
+class MethodEntry(NamedTuple):
+  """A registered method: its configuration class and its factory."""
+
+  config: type
+  factory: Callable[[Any, int], Method]
+
+
+METHODS: Mapping[str, MethodEntry] = {
+  "forward_forward": MethodEntry(ForwardForwardConfig, forward_forward),
+  "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
+  "backprop": MethodEntry(BackpropConfig, backprop),
+}
+
+
+def make_method(name: str, config: Any, num_classes: int) -> Method:
+  """The registered method `name`.
+
+  Raises:
+    ValueError: unknown name, a configuration of another method, or fewer than two classes.
+  """
+  if name not in METHODS:
+    raise ValueError(f"unknown method {name!r}; there are {', '.join(METHODS)}")
+  entry = METHODS[name]
+  if not isinstance(config, entry.config):
+    raise ValueError(
+      f"method {name!r} takes a {entry.config.__name__}, not a {type(config).__name__}"
+    )
+  if num_classes < 2:
+    raise ValueError(f"a method needs at least two classes, not {num_classes}")
+  return entry.factory(config, num_classes)

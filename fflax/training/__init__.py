@@ -1,0 +1,1 @@
+"""Training: the driver, schedules, optimisers, the loop, evaluation and checkpoints."""

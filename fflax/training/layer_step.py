@@ -1,0 +1,157 @@
+"""One layer of one training step: its loss, its own gradient, its update, what it hands on."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fflax.random import Role, layer_key
+from fflax.types import (
+  Array,
+  Key,
+  Layer,
+  LayerOut,
+  LayerState,
+  Method,
+  Metrics,
+  Network,
+  Optimizer,
+  PyTree,
+  Readout,
+  Schedule,
+)
+
+
+class Run(NamedTuple):
+  """The static parts of a run."""
+
+  network: Network
+  method: Method
+  readouts: tuple[Readout, ...]
+  optimizer: Optimizer
+  readout_optimizer: Optimizer
+  schedule: Schedule
+  blocks: tuple[int, ...]
+
+
+def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:
+  """The fresh state of layer `index` for inputs like `x` `[B, ...]`, and what it hands on."""
+  layer, method = run.network.layers[index], run.method
+  params, stats = layer.init(layer_key(key, index, Role.PARAMS), x)
+  out, _ = layer.apply(params, stats, x, train=False)
+  is_last = index == len(run.network.layers) - 1
+  extras, extra_stats = method.init_layer(layer_key(key, index, Role.EXTRAS), out, is_last)
+  params = {"layer": params, "method": extras}
+  state = LayerState(params, run.optimizer.init(params), {"layer": stats, "method": extra_stats})
+  return state, method.hand_on(out, train=False)
+
+
+def apply_views(
+  layer: Layer, params: PyTree, stats: PyTree, x: Array, train: bool, key: Key | None
+) -> tuple[LayerOut, PyTree]:
+  """Applies a layer to `x` `[V, B, ...]`, all views in one product."""
+  views, size = x.shape[:2]
+  out, stats = layer.apply(
+    params, stats, x.reshape((views * size, *x.shape[2:])), train=train, key=key
+  )
+  return jax.tree.map(lambda a: a.reshape((views, size, *a.shape[1:])), out), stats
+
+
+def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -> Array:
+  """The next layer's input `[V, B, ...]`, gradient still attached."""
+  views, size = out.out.shape[:2]
+  flat = jax.tree.map(lambda a: a.reshape((views * size, *a.shape[2:])), out)
+  x = method.hand_on(flat, train=train, key=key)
+  return x.reshape((views, size, *x.shape[1:]))
+
+
+def layer_loss(
+  run: Run,
+  layer: Layer,
+  params: PyTree,
+  stats: PyTree,
+  x: Array,
+  label: Array,
+  key: Key,
+  index: Array | int,
+) -> tuple[Array, tuple[Array, LayerOut, PyTree, Metrics]]:
+  """One layer's loss on `x` `[V, B, ...]`; aux: loss, output, new statistics, metrics."""
+  out, layer_stats = apply_views(
+    layer, params["layer"], stats["layer"], x, True, layer_key(key, index, Role.FORWARD)
+  )
+  loss, (method_stats, metrics) = run.method.local_loss(
+    params["method"], stats["method"], out, label, None, layer_key(key, index, Role.LOSS)
+  )
+  stats = {"layer": layer_stats, "method": method_stats}
+  return loss, (loss, out, lax.stop_gradient(stats), metrics)
+
+
+def update_layer(run: Run, state: LayerState, grads: PyTree, stats: PyTree) -> LayerState:
+  updates, opt_state = run.optimizer.update(grads, state.opt_state, state.params)
+  return LayerState(optax.apply_updates(state.params, updates), opt_state, stats)
+
+
+def _learn_layer(
+  run: Run,
+  layer: Layer,
+  state: LayerState,
+  x: Array,
+  label: Array,
+  key: Key,
+  index: Array | int,
+  weight: Array | None,
+) -> tuple[LayerState, Array, Metrics]:
+  """The strict step of one layer: its own gradient, its update, its hand-on."""
+
+  def objective(params: PyTree) -> tuple[Array, tuple]:
+    loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index)
+    return loss if weight is None else weight * loss, aux
+
+  (_, (loss, out, stats, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
+    state.params
+  )
+  new = update_layer(run, state, grads, stats)
+  if run.schedule.reforward:
+    out, _ = apply_views(layer, new.params["layer"], new.stats["layer"], x, False, None)
+  x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
+  return new, lax.stop_gradient(x), {"loss": loss, **metrics}
+
+
+def _forward_layer(
+  run: Run, layer: Layer, state: LayerState, x: Array, key: Key, index: Array | int
+) -> Array:
+  """What a layer that does not learn hands on."""
+  out, _ = apply_views(layer, state.params["layer"], state.stats["layer"], x, False, None)
+  x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
+  return lax.stop_gradient(x)
+
+
+def scheduled_layer(
+  run: Run,
+  layer: Layer,
+  state: LayerState,
+  x: Array,
+  label: Array,
+  key: Key,
+  index: Array | int,
+  weight: Array | None,
+  mode: Array | None,
+) -> tuple[LayerState, Array, Metrics]:
+  """Skips (mode 0), forwards (1) or trains (2) a layer; mode None always trains."""
+  learn = functools.partial(_learn_layer, run, layer)
+  args = (state, x, label, key, index, weight)
+  if mode is None:
+    return learn(*args)
+  _, x_shape, metric_shapes = jax.eval_shape(learn, *args)
+  silent = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), metric_shapes)
+  return lax.switch(
+    mode,
+    (
+      lambda: (state, jnp.zeros(x_shape.shape, x_shape.dtype), silent),
+      lambda: (state, _forward_layer(run, layer, state, x, key, index), silent),
+      lambda: learn(*args),
+    ),
+  )

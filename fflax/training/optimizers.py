@@ -1,0 +1,152 @@
+"""Optimisers: one optax transformation, of which every layer carries its own state."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fflax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """One optimiser.
+
+  Attributes:
+    name: "sgd" (momentum as in PyTorch: decay enters the momentum), "dampened" (the Matlab code's
+      `v <- m v + (1 - m) g`, `w -= lr (v + decay w)`), "adam", "adamw" (decoupled decay).
+    learning_rate: the peak rate.
+    momentum: of "sgd" and "dampened".
+    weight_decay: see `name`.
+    decay_bias: whether biases decay too.
+    decay_extras: whether a method's extras (prototypes, heads) decay too.
+    schedule: "constant", "cosine" (to zero) or "cooldown" (constant, then linear in the second half
+      of the epochs; see `cooldown`).
+    cooldown: which published cool-down: "matlab", "ff_py" or "loewex".
+    warmup_epochs: linear warm-up of "cosine".
+    clip_norm: per-layer global-norm clipping; 0 for none.
+  """
+
+  name: str = "adam"
+  learning_rate: float = 1e-3
+  momentum: float = 0.9
+  weight_decay: float = 0.0
+  decay_bias: bool = False
+  decay_extras: bool = False
+  schedule: str = "constant"
+  cooldown: str = "loewex"
+  warmup_epochs: float = 0.0
+  clip_norm: float = 0.0
+
+
+def cooldown_gain(kind: str, epoch: Array, epochs: int) -> Array:
+  """The published linear cool-downs, for epochs counted from 0.
+
+  matlab (e from 1): 1 if e <= E/2 else (1 + 2(E - e))/E; ff_py (e from 0): 1 if e < E/2 else
+  (1 + 2(E - e))/E; loewex (e from 0): 1 if e <= E//2 else 2(1 + E - e)/E.
+  """
+  if kind == "matlab":
+    e = epoch + 1
+    return jnp.where(e <= epochs / 2, 1.0, (1 + 2 * (epochs - e)) / epochs)
+  if kind == "ff_py":
+    return jnp.where(epoch < epochs / 2, 1.0, (1 + 2 * (epochs - epoch)) / epochs)
+  return jnp.where(epoch <= epochs // 2, 1.0, 2 * (1 + epochs - epoch) / epochs)
+
+
+COOLDOWNS = ("matlab", "ff_py", "loewex")
+
+
+def learning_rate_schedule(
+  config: OptimizerConfig, epochs: int, steps_per_epoch: int
+) -> optax.Schedule:
+  """Learning rate as a function of the optimiser's own step count.
+
+  Raises:
+    ValueError: unknown schedule or cool-down.
+  """
+  rate = config.learning_rate
+  if config.schedule == "constant":
+    return optax.constant_schedule(rate)
+  if config.schedule == "cosine":
+    total = epochs * steps_per_epoch
+    warmup = int(config.warmup_epochs * steps_per_epoch)
+    if warmup >= total:
+      raise ValueError(f"warmup_epochs {config.warmup_epochs} must be below epochs {epochs}")
+    decay = optax.cosine_decay_schedule(rate, total - warmup)
+    if warmup == 0:
+      return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
+  if config.schedule == "cooldown":
+    if config.cooldown not in COOLDOWNS:
+      raise ValueError(f"unknown cooldown {config.cooldown!r}; there are {', '.join(COOLDOWNS)}")
+    return lambda count: rate * cooldown_gain(config.cooldown, count // steps_per_epoch, epochs)
+  raise ValueError(
+    f"unknown learning-rate schedule {config.schedule!r}; there are constant, cosine, cooldown"
+  )
+
+
+def _decays(config: OptimizerConfig) -> Callable[[PyTree], PyTree]:
+  """The mask of the parameters that decay, by their path."""
+
+  def mask(params: PyTree) -> PyTree:
+    def one(path: tuple, leaf: Array) -> bool:
+      del leaf
+      names = [str(getattr(p, "key", getattr(p, "name", p))) for p in path]
+      if names[0] == "method" and not config.decay_extras:
+        return False
+      return config.decay_bias or names[-1] != "bias"
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+  return mask
+
+
+def _sgd(config: OptimizerConfig, decay: optax.GradientTransformation) -> list:
+  return [decay, optax.trace(config.momentum) if config.momentum else optax.identity()]
+
+
+def _dampened(config: OptimizerConfig, decay: optax.GradientTransformation) -> list:
+  return [optax.ema(config.momentum, debias=False), decay]
+
+
+def _adam(config: OptimizerConfig, decay: optax.GradientTransformation) -> list:
+  del config
+  return [decay, optax.scale_by_adam()]
+
+
+def _adamw(config: OptimizerConfig, decay: optax.GradientTransformation) -> list:
+  del config
+  return [optax.scale_by_adam(), decay]
+
+
+OPTIMIZERS: Mapping[str, Callable[..., list]] = {
+  "sgd": _sgd,
+  "dampened": _dampened,
+  "adam": _adam,
+  "adamw": _adamw,
+}
+
+
+def make_optimizer(
+  config: OptimizerConfig, *, epochs: int = 1, steps_per_epoch: int = 1
+) -> optax.GradientTransformation:
+  """The optax transformation of `config`; `epochs` and `steps_per_epoch` place its schedule.
+
+  Raises:
+    ValueError: unknown optimiser or schedule, or a learning rate that is not positive.
+  """
+  if config.name not in OPTIMIZERS:
+    raise ValueError(f"unknown optimizer {config.name!r}; there are {', '.join(OPTIMIZERS)}")
+  if not config.learning_rate > 0:
+    raise ValueError(f"learning_rate must be positive, not {config.learning_rate}")
+  decay = (
+    optax.add_decayed_weights(config.weight_decay, mask=_decays(config))
+    if config.weight_decay
+    else optax.identity()
+  )
+  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  rate = learning_rate_schedule(config, epochs, steps_per_epoch)
+  steps = OPTIMIZERS[config.name](config, decay)
+  return optax.chain(*clip, *steps, optax.scale_by_learning_rate(rate))

@@ -1,0 +1,226 @@
+"""The driver: one training step of any method on any network.
+
+The driver owns the forward sweep, `stop_gradient` at every layer boundary, key derivation, the
+layers' optimiser states and who is active, so that a method cannot break locality by forgetting
+something. The strict sweep differentiates, updates and hands on one layer after the other, so no
+activation outlives its layer; the global sweep differentiates the sum of the losses end to end.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fflax.random import Role, role_key, step_key
+from fflax.training.blocks import find_blocks, stack_states, unstack_states
+from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer
+from fflax.training.schedules import simultaneous
+from fflax.training.sweeps import (
+  global_sweep,
+  layer_scores,
+  plain_features,
+  strict_sweep,
+)
+from fflax.types import (
+  Answers,
+  Array,
+  Batch,
+  Key,
+  LayerState,
+  Method,
+  Metrics,
+  Network,
+  Optimizer,
+  Readout,
+  ReadoutState,
+  Schedule,
+  Trainer,
+  TrainState,
+)
+
+_SWEEPS = {"strict": strict_sweep, "global": global_sweep}
+
+
+def train_readouts(
+  run: Run, states: tuple[ReadoutState, ...], features: tuple[Array, ...], label: Array
+) -> tuple[tuple[ReadoutState, ...], Metrics]:
+  """One step of every trained readout on detached features."""
+  features = lax.stop_gradient(features)
+  new, metrics = [], {}
+  for readout, state in zip(run.readouts, states, strict=True):
+    if readout.loss is not None:
+      loss, grads = jax.value_and_grad(readout.loss)(state.params, features, label)
+      updates, opt_state = run.readout_optimizer.update(grads, state.opt_state, state.params)
+      state = ReadoutState(optax.apply_updates(state.params, updates), opt_state)
+      metrics[f"readout_loss/{readout.name}"] = loss
+    new.append(state)
+  return tuple(new), metrics
+
+
+def present_answer(
+  run: Run,
+  state: TrainState,
+  states: Sequence[LayerState],
+  features: tuple[Array, ...] | None,
+  image: Array,
+) -> Array | None:
+  """The class scores that hard negatives are drawn from, before this step's updates."""
+  if run.method.negatives_from == "scores":
+    return lax.stop_gradient(sum(s for s in layer_scores(run, states, image) if s is not None))
+  if run.method.negatives_from == "plain":
+    heads = zip(run.readouts, state.readouts, strict=True)
+    readout, own = next((r, s) for r, s in heads if r.loss is not None)
+    return lax.stop_gradient(readout.predict(own.params, (), features))
+  return None
+
+
+def _check(run: Run) -> None:
+  """Refuses impossible combinations with one sentence, before any work."""
+  method, schedule = run.method, run.schedule
+  if method.locality not in _SWEEPS:
+    raise ValueError(f"no driver for locality {method.locality!r} of method {method.name!r} yet")
+  if method.locality == "global" and (schedule.active is not None or schedule.reforward):
+    raise ValueError(
+      f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
+      f"{method.name!r} is global: use schedule 'simultaneous'"
+    )
+  if not run.readouts:
+    raise ValueError("a run needs at least one readout")
+  for readout in run.readouts:
+    if readout.view == "scores" and method.score_views is None:
+      raise ValueError(
+        f"readout {readout.name!r} reads class scores, and the layers of method {method.name!r} "
+        "give none in this form: use readout 'softmax_head'"
+      )
+  if method.negatives_from == "plain" and all(r.loss is None for r in run.readouts):
+    raise ValueError(
+      f"method {method.name!r} draws hard negatives from a trained readout: add 'softmax_head' to "
+      "the readouts"
+    )
+
+
+def make_trainer(
+  network: Network,
+  method: Method,
+  readouts: Sequence[Readout],
+  *,
+  image_shape: tuple[int, ...],
+  optimizer: Optimizer,
+  readout_optimizer: Optimizer | None = None,
+  schedule: Schedule | None = None,
+  stack: bool = True,
+) -> Trainer:
+  """Makes a run's pure functions.
+
+  Args:
+    network: the layers.
+    method: what each layer is asked to do.
+    readouts: the first is the run's own; the others are reported beside it.
+    image_shape: shape of one example, without the batch axis.
+    optimizer: each layer carries its own state of it.
+    readout_optimizer: for trained readouts; `optimizer` if None.
+    schedule: `simultaneous()` if None.
+    stack: run equal neighbouring layers under `lax.scan` (strict methods only).
+
+  Returns:
+    A `Trainer`; all of its functions are jit-able and vmap-able over states and keys.
+
+  Raises:
+    ValueError: the combination is impossible; the sentence says why.
+  """
+  run = Run(
+    network,
+    method,
+    tuple(readouts),
+    optimizer,
+    readout_optimizer or optimizer,
+    schedule or simultaneous(),
+    (1,) * len(network.layers),
+  )
+  _check(run)
+  num_layers = len(network.layers)
+
+  def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
+    x, states, inputs = method.plain_view(image), [], []
+    for i in range(num_layers):
+      inputs.append(x)
+      state, x = init_layer(run, key, i, x)
+      states.append(state)
+    # Shapes of everything that readouts will ask for are checked here, before any work.
+    features = plain_features(run, states, image)
+    scores = layer_scores(run, states, image)
+    params = [r.init(role_key(key, Role.READOUT), features) for r in run.readouts]
+    for r, p in zip(run.readouts, params, strict=True):
+      r.predict(p, scores, features)
+    return states, inputs, tuple(params)
+
+  example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  shapes = jax.eval_shape(init_layers, jax.random.key(0), example)
+  if stack and method.locality == "strict":
+    run = run._replace(blocks=find_blocks(network.layers, shapes[1], shapes[0]))
+  sweep = _SWEEPS[method.locality]
+  trains_readout = any(r.loss is not None for r in run.readouts)
+
+  def init(key: Key, batch: Batch) -> TrainState:
+    states, _, params = init_layers(key, batch.image)
+    readout_states = tuple(
+      ReadoutState(p, run.readout_optimizer.init(p) if r.loss is not None else ())
+      for r, p in zip(run.readouts, params, strict=True)
+    )
+    return TrainState(
+      jnp.zeros((), jnp.int32), key, stack_states(states, run.blocks), readout_states
+    )
+
+  def layer_states(state: TrainState) -> tuple[LayerState, ...]:
+    return unstack_states(state.layers, run.blocks)
+
+  def step(
+    state: TrainState, batch: Batch, loss_weights: Array | None = None
+  ) -> tuple[TrainState, Metrics]:
+    key = step_key(state.key, state.step)
+    states, features, metrics = layer_states(state), None, {}
+    readout_states = state.readouts
+    if trains_readout:
+      features = plain_features(run, states, batch.image)
+      readout_states, metrics = train_readouts(run, state.readouts, features, batch.label)
+    answer = present_answer(run, state, states, features, batch.image)
+    x = lax.stop_gradient(method.views(role_key(key, Role.VIEWS), batch, answer))
+    layers, layer_metrics = sweep(run, state, x, batch.label, key, loss_weights)
+    new = TrainState(state.step + 1, state.key, layers, readout_states)
+    return new, {**layer_metrics, **metrics}
+
+  def answer(state: TrainState, image: Array) -> Answers:
+    states = layer_states(state)
+    scores = layer_scores(run, states, image)
+    features = plain_features(run, states, image)
+    predictions = {
+      r.name: r.predict(s.params, scores, features)
+      for r, s in zip(run.readouts, state.readouts, strict=True)
+    }
+    return Answers(predictions, scores)
+
+  def goodness(state: TrainState, batch: Batch, key: Key) -> Array:
+    states = layer_states(state)
+    features = plain_features(run, states, batch.image)
+    x = method.views(key, batch, present_answer(run, state, states, features, batch.image))
+    rows = []
+    for layer, s in zip(network.layers, states, strict=True):
+      out, _ = apply_views(layer, s.params["layer"], s.stats["layer"], x, False, None)
+      rows.append(method.goodness(s.params["method"], s.stats["method"], out))
+      x = hand_on_views(method, out, False, None)
+    return jnp.stack(rows)
+
+  def features(state: TrainState, image: Array) -> tuple[Array, ...]:
+    return plain_features(run, layer_states(state), image)
+
+  return Trainer(
+    init=init,
+    step=step,
+    answer=answer,
+    goodness=None if method.goodness is None else goodness,
+    features=features,
+    layer_states=layer_states,
+    layer_names=tuple(layer.name for layer in network.layers),
+  )

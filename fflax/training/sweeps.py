@@ -1,0 +1,115 @@
+"""Sweeps over the layers: strict (each layer alone), global (end to end) and evaluation."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.random import Role, layer_key
+from fflax.training.layer_step import (
+  Run,
+  apply_views,
+  hand_on_views,
+  layer_loss,
+  scheduled_layer,
+  update_layer,
+)
+from fflax.types import Array, Key, Layer, LayerState, Metrics, PyTree, TrainState
+
+
+def _per_layer(rows: Sequence[Metrics]) -> Metrics:
+  """`[L]` arrays from one metrics dict a layer; NaN where a layer does not report a metric."""
+  names = sorted({name for row in rows for name in row})
+  nan = jnp.full((), jnp.nan, jnp.float32)
+  return {n: jnp.stack([jnp.asarray(r.get(n, nan), jnp.float32) for r in rows]) for n in names}
+
+
+def strict_sweep(
+  run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
+) -> tuple[tuple[LayerState, ...], Metrics]:
+  """Every layer learns from its own loss alone; blocks of equal layers run under one `lax.scan`."""
+  num_layers = len(run.network.layers)
+  modes = None
+  if run.schedule.active is not None:
+    active = run.schedule.active(state.step, num_layers)
+    needed = lax.cumsum(active.astype(jnp.int32), reverse=True) > 0
+    modes = needed.astype(jnp.int32) + active.astype(jnp.int32)
+
+  new_states: list[LayerState] = []
+  rows: list[Metrics] = []
+  first = 0
+  for block, block_state in zip(run.blocks, state.layers, strict=True):
+    layer = run.network.layers[first]
+
+    def one(
+      layer_state: LayerState, x: Array, i: Array | int, layer: Layer = layer
+    ) -> tuple[LayerState, Array, Metrics]:
+      weight = None if weights is None else weights[i]
+      mode = None if modes is None else modes[i]
+      return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode)
+
+    if block == 1:
+      new, x, metrics = one(block_state, x, first)
+      rows.append(metrics)
+    else:
+      # The stacked state is carried and updated in place: one copy of the parameters, not two.
+      def body(
+        carry: tuple[Array, PyTree], j: Array, first: int = first, one=one
+      ) -> tuple[tuple[Array, PyTree], Metrics]:
+        x, stacked = carry
+        mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
+        mine, x, metrics = one(mine, x, first + j)
+        put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
+        return (x, jax.tree.map(put, stacked, mine)), metrics
+
+      (x, new), stacked_metrics = lax.scan(body, (x, block_state), jnp.arange(block))
+      rows += [jax.tree.map(lambda a, j=j: a[j], stacked_metrics) for j in range(block)]
+    new_states.append(new)
+    first += block
+  return tuple(new_states), _per_layer(rows)
+
+
+def global_sweep(
+  run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
+) -> tuple[tuple[LayerState, ...], Metrics]:
+  """All layers learn from the (weighted) sum of the losses, end to end."""
+  states = state.layers
+
+  def objective(params: tuple[PyTree, ...]) -> tuple[Array, tuple]:
+    h, total, all_stats, rows = x, jnp.zeros(()), [], []
+    for i, layer in enumerate(run.network.layers):
+      loss, (_, out, stats, metrics) = layer_loss(
+        run, layer, params[i], states[i].stats, h, label, key, i
+      )
+      total += loss if weights is None else weights[i] * loss
+      h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+      all_stats.append(stats)
+      rows.append({"loss": loss, **metrics})
+    return total, (all_stats, rows)
+
+  grads, (all_stats, rows) = jax.grad(objective, has_aux=True)(tuple(s.params for s in states))
+  new = tuple(update_layer(run, s, g, t) for s, g, t in zip(states, grads, all_stats, strict=True))
+  return new, _per_layer(rows)
+
+
+def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, list[Array]]:
+  """Class scores and handed-on features `[V, B, ...]` of every layer, in evaluation mode."""
+  scores, features = [], []
+  for layer, s in zip(run.network.layers, states, strict=True):
+    out, _ = apply_views(layer, s.params["layer"], s.stats["layer"], x, False, None)
+    scores.append(run.method.class_scores(s.params["method"], s.stats["method"], out))
+    x = hand_on_views(run.method, out, False, None)
+    features.append(x)
+  return scores, features
+
+
+def plain_features(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array, ...]:
+  _, features = eval_sweep(run, states, run.method.plain_view(image)[None])
+  return tuple(f[0] for f in features)
+
+
+def layer_scores(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array | None, ...]:
+  if run.method.score_views is None:
+    return (None,) * len(states)
+  return tuple(eval_sweep(run, states, run.method.score_views(image))[0])
