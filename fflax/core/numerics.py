@@ -1,11 +1,11 @@
-"""How a layer multiplies: the `dot_general` and `conv_general_dilated` that networks are built with.
+"""How a layer multiplies: the `dot_general` and `conv_general_dilated` of every network.
 
 A `Numerics` is a pair of functions with the signatures of `jax.lax`, handed to every layer from
 outside, so that a network in another arithmetic is the same network with other arguments.
 
-bfloat16 keeps parameters, outputs and accumulation in float32 and rounds only the *operands* of each
-product. Where the machine has units for it (`has_bfloat16_units`), operands travel as bfloat16; on
-other CPUs, where that would be slower than float32, the rounded operands are multiplied by the
+bfloat16 keeps parameters, outputs and accumulation in float32 and rounds only the *operands* of
+each product. Where the machine has units for it (`has_bfloat16_units`), operands are bfloat16;
+on other CPUs, where that would be slower than float32, the rounded operands are multiplied by the
 float32 units. A product of two bfloat16 numbers is exact in float32, so the two forms differ by the
 order of summation only. Functions of equal settings compare equal and hash alike.
 """
@@ -27,8 +27,10 @@ from fflax.types import Array
 # Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
 try:
   from jax.experimental.layout import Layout, with_layout_constraint
+
+  _HAS_LAYOUTS = True
 except ImportError:  # pragma: no cover
-  Layout = with_layout_constraint = None
+  _HAS_LAYOUTS = False
 
 _Pads = tuple[tuple[int, int], ...]
 
@@ -66,9 +68,9 @@ def bfloat16(native: bool | None = None) -> Numerics:
     The arguments `precision` and, inside the product, `preferred_element_type` have no effect: the
     accumulation is float32 (the latter is applied to the result). Convolutions on a CPU multiply
     rounded operands in float32, because its bfloat16 convolution is no faster. Contractions other
-    than the last axis of the left with the first axis of the right operand, and grouped, dilated or
-    not channels-last convolutions, round in float32 and leave the gradient to JAX, which then rounds
-    the finished gradient instead of the cotangent.
+    than the last axis of the left with the first axis of the right operand, and grouped, dilated
+    or not channels-last convolutions, round in float32 and leave the gradient to JAX, which then
+    rounds the finished gradient instead of the cotangent.
   """
   return Numerics("bfloat16", _Bfloat16Dot(native), _Bfloat16Conv(native))
 
@@ -129,7 +131,7 @@ class _Bfloat16Dot:
 def _use_native_dot(native: bool | None) -> bool:
   if native is None:
     native = has_bfloat16_units()
-  return native and (with_layout_constraint is not None or jax.default_backend() != "cpu")
+  return native and (_HAS_LAYOUTS or jax.default_backend() != "cpu")
 
 
 def _round(x: Array) -> Array:
@@ -147,7 +149,7 @@ def _row_major(x: Array) -> Array:
   There a product of a transposed bfloat16 view leaves the fast path, and one whose *result* is
   transposed by its consumer fails to run (XLA has no such bfloat16 thunk): both are pinned.
   """
-  if jax.default_backend() != "cpu" or with_layout_constraint is None:
+  if jax.default_backend() != "cpu" or not _HAS_LAYOUTS:
     return x
   return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
@@ -263,7 +265,7 @@ def _conv_backward(
   residuals: tuple[Array, Array],
   cotangent: Array,
 ) -> tuple[Array, Array]:
-  # Written out, because JAX cannot transpose a convolution of bfloat16 operands to a float32 result.
+  # Written out: JAX cannot transpose a convolution of bfloat16 operands to a float32 result.
   x, w = residuals
   g = _operand(cotangent, native)
   ndim = x.ndim

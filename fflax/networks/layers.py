@@ -1,0 +1,273 @@
+"""flax.linen layers as pure functions: dense, convolutional, locally connected.
+
+A layer is the unit of locality. Its module takes activation, initialisers and products from outside
+and returns a `LayerOut`; `from_linen` turns the module into a `fflax.types.Layer`.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.core.numerics import Numerics, float32
+from fflax.networks.activations import Activation, identity
+from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
+from fflax.types import Array, Key, Layer, LayerOut, PyTree
+
+Pool = Literal["max", "avg"]
+_POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
+_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
+
+
+def from_linen(module: nn.Module, name: str) -> Layer:
+  """Turns a module `(x, train) -> LayerOut` into a `Layer`.
+
+  `stats` is the module's `batch_stats` collection, `{}` if it has none. `key` is the module's
+  "dropout" stream. Equal modules (but for their names) give an equal `spec`.
+
+  Args:
+    module: an unbound linen module, called as `module(x, train=...)`.
+    name: unique within its network.
+
+  Returns:
+    The layer; its functions are pure.
+  """
+  module = module.clone(name=None)
+
+  def init(key: Key, x: Array) -> tuple[PyTree, PyTree]:
+    variables = module.init({"params": key}, x, train=False)
+    return variables["params"], variables.get("batch_stats", {})
+
+  def apply(
+    params: PyTree, stats: PyTree, x: Array, *, train: bool, key: Key | None = None
+  ) -> tuple[LayerOut, PyTree]:
+    variables = {"params": params}
+    if stats:
+      variables["batch_stats"] = stats
+    rngs = None if key is None else {"dropout": key}
+    mutable = ["batch_stats"] if train and stats else []
+    out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
+    return out, changed.get("batch_stats", stats)
+
+  return Layer(name, init, apply, spec=module)
+
+
+class DenseLayer(nn.Module):
+  """Flattens `[B, ...]` to `[B, D]`, multiplies and applies the activation: `[B, features]`.
+
+  Attributes:
+    features: number of units.
+    activation: elementwise.
+    use_bias: whether a bias is added.
+    initializer: of kernel and bias.
+    dot_general: the product, see `fflax.core.numerics`.
+  """
+
+  features: int
+  activation: Activation = nn.relu
+  use_bias: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  dot_general: Callable[..., Array] = lax.dot_general
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, ...]` to `LayerOut` of `[B, features]`."""
+    del train
+    size = math.prod(x.shape[1:])
+    pre = nn.Dense(
+      self.features,
+      use_bias=self.use_bias,
+      kernel_init=self.initializer.kernel,
+      bias_init=functools.partial(self.initializer.bias, fan_in=size),
+      dot_general=self.dot_general,
+      name="dense",
+    )(x.reshape(x.shape[0], size))
+    act = self.activation(pre)
+    return LayerOut(pre, act, act)
+
+
+class ConvLayer(nn.Module):
+  """Convolution, optional batch norm, activation, optional 2x2 pooling, on `[B, H, W, C]`.
+
+  Attributes:
+    features: number of output channels.
+    activation: elementwise.
+    kernel_size: height and width of the kernel.
+    strides: of the convolution, equal in height and width.
+    padding: "SAME" or "VALID".
+    batch_norm: whether the pre-activation is normalised: over batch and space, running averages
+      with momentum 0.9, epsilon 1e-5, learned scale and shift.
+    pool: 2x2 pooling with stride 2 after the activation; an odd last row or column is dropped.
+    use_bias: whether the convolution adds a bias.
+    initializer: of kernel and bias.
+    conv_general_dilated: the product, see `fflax.core.numerics`.
+
+  Deviations:
+    The running variance is the biased one, where PyTorch keeps the unbiased one.
+  """
+
+  features: int
+  activation: Activation = nn.relu
+  kernel_size: tuple[int, int] = (3, 3)
+  strides: int = 1
+  padding: str = "SAME"
+  batch_norm: bool = False
+  pool: Pool | None = None
+  use_bias: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, H, W, C]` to `LayerOut` of `[B, H', W', features]`.
+
+    Raises:
+      ValueError: if `x` is not `[B, H, W, C]`, or too small for the kernel or the pooling, or if
+        `pool` is unknown.
+    """
+    _require_image(x)
+    if self.pool not in (None, *_POOLS):
+      raise ValueError(f"Unknown pool {self.pool!r}; allowed: {', '.join(_POOLS)} or None.")
+    pre = nn.Conv(
+      self.features,
+      self.kernel_size,
+      strides=self.strides,
+      padding=self.padding,
+      use_bias=self.use_bias,
+      kernel_init=self.initializer.kernel,
+      bias_init=functools.partial(
+        self.initializer.bias, fan_in=math.prod(self.kernel_size) * x.shape[-1]
+      ),
+      conv_general_dilated=self.conv_general_dilated,
+      name="conv",
+    )(x)
+    _require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")
+    if self.batch_norm:
+      norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
+      pre = norm(pre)
+    act = self.activation(pre)
+    if self.pool is None:
+      return LayerOut(pre, act, act)
+    _require_space(act, 2, x, "2x2 pooling")
+    return LayerOut(pre, act, _POOLS[self.pool](act, (2, 2), strides=(2, 2)))
+
+
+class LocalLayer(nn.Module):
+  """Local receptive fields without weight sharing: `[B, H, W, C]` to `[B, H', W', features]`.
+
+  Each point of the output grid sees its own field with its own kernel and bias. Parameters are
+  `kernel` `[H' * W', field * field * C, features]` and `bias` `[H' * W', features]`.
+  Paper: Hinton, "The Forward-Forward Algorithm", 2022, arXiv 2212.13345.
+
+  Attributes:
+    features: channels at each grid point.
+    field: height and width of a receptive field.
+    stride: distance of neighbouring fields. No padding.
+    activation: elementwise.
+    use_bias: whether a bias is added.
+    initializer: of kernel and bias; fan_in is the size of one field.
+    dot_general: the product, mapped over the grid; see `fflax.core.numerics`.
+  """
+
+  features: int
+  field: int
+  stride: int = 1
+  activation: Activation = nn.relu
+  use_bias: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  dot_general: Callable[..., Array] = lax.dot_general
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, H, W, C]` to `LayerOut` of `[B, H', W', features]`.
+
+    Raises:
+      ValueError: if `x` is not `[B, H, W, C]`, or smaller than a field.
+    """
+    # Not linen's ConvLocal: it multiplies without `dot_general`, and counts the grid as fan_in.
+    del train
+    _require_image(x)
+    _require_space(x, self.field, x, f"a field of {self.field}x{self.field}")
+    patches = _patches(x, self.field, self.stride)
+    batch, height, width, size = patches.shape
+    points = height * width
+
+    def init_kernel(key: Key) -> Array:
+      one = functools.partial(self.initializer.kernel, dtype=jnp.float32)
+      return jax.vmap(lambda k: one(k, (size, self.features)))(jax.random.split(key, points))
+
+    kernel = self.param("kernel", init_kernel)
+    product = functools.partial(self.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
+    pre = jax.vmap(product, in_axes=(1, 0), out_axes=1)(
+      patches.reshape(batch, points, size), kernel
+    )
+    if self.use_bias:
+      bias_init = functools.partial(self.initializer.bias, fan_in=size)
+      pre += self.param("bias", bias_init, (points, self.features))[None]
+    pre = pre.reshape(batch, height, width, self.features)
+    act = self.activation(pre)
+    return LayerOut(pre, act, act)
+
+
+def aux_conv_layer(
+  features: int = 256,
+  *,
+  kernel_size: int = 3,
+  initializer: str | Initializer = "lecun_normal",
+  numerics: Numerics | None = None,
+  name: str = "aux_conv",
+) -> Layer:
+  """A convolution without nonlinearity, for auxiliary heads, `[B, H, W, C] -> [B, H, W, features]`.
+
+  Args:
+    features: number of output channels.
+    kernel_size: height and width of the kernel.
+    initializer: of kernel and bias, see `fflax.networks.initializers`.
+    numerics: how it multiplies; None is float32.
+    name: of the layer.
+
+  Returns:
+    The layer; `pre`, `act` and `out` are the same array.
+
+  Raises:
+    ValueError: if `initializer` is unknown.
+  """
+  module = ConvLayer(
+    features,
+    activation=identity,
+    kernel_size=(kernel_size, kernel_size),
+    initializer=get_initializer(initializer),
+    conv_general_dilated=(numerics or float32()).conv_general_dilated,
+  )
+  return from_linen(module, name)
+
+
+def _patches(x: Array, field: int, stride: int) -> Array:
+  """`[B, H', W', field * field * C]`: the receptive fields of `[B, H, W, C]`, without padding."""
+  batch, channels = x.shape[0], x.shape[-1]
+  rows, columns = (
+    stride * jnp.arange((size - field) // stride + 1)[:, None] + jnp.arange(field)[None]
+    for size in x.shape[1:3]
+  )
+  # [B, H', field, W', field, C]
+  fields = x[:, rows][:, :, :, columns]
+  shape = (batch, rows.shape[0], columns.shape[0], field * field * channels)
+  return fields.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
+
+
+def _require_image(x: Array) -> None:
+  if x.ndim != 4:
+    raise ValueError(f"Got an input of shape {x.shape}, but this layer takes [B, H, W, C].")
+
+
+def _require_space(x: Array, smallest: int, layer_input: Array, what: str) -> None:
+  if min(x.shape[1:3]) < smallest:
+    raise ValueError(
+      f"An input of shape {layer_input.shape} is too small for {what}: "
+      f"height and width there must be at least {smallest}."
+    )
