@@ -1,0 +1,222 @@
+"""From a configuration to a run's parts: data on the device, trainer, feed, evaluation, proof."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.config import ExperimentConfig
+from fflax.core.locality import agrees, locality_matrix
+from fflax.core.numerics import NUMERICS
+from fflax.core.readouts import make_readout
+from fflax.data import sources, stream
+from fflax.data.augment import make_preprocess
+from fflax.data.dataset import Dataset, Split
+from fflax.data.normalize import statistics
+from fflax.methods.registry import make_method
+from fflax.networks.registry import make_network
+from fflax.training.chunk import Feed
+from fflax.training.evaluate import make_evaluate
+from fflax.training.loop import Plan
+from fflax.training.optimizers import OptimizerConfig, make_optimizer
+from fflax.training.schedules import make_schedule
+from fflax.training.step import make_trainer
+from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
+
+
+class Experiment(NamedTuple):
+  """The parts of one run.
+
+  Attributes:
+    config: what it was made from.
+    dataset: on the host.
+    images, labels: the training split on the device, as stored.
+    network, method, readouts, schedule: the choices of the configuration.
+    trainer: all of them as pure functions.
+    feed: makes the batches.
+    preprocess: `(key or None, image) -> [B, ...]` float32; key None for evaluation.
+    plan: when the loop does what, in steps.
+  """
+
+  config: ExperimentConfig
+  dataset: Dataset
+  images: Array
+  labels: Array
+  network: Network
+  method: Method
+  readouts: tuple[Readout, ...]
+  schedule: Schedule
+  trainer: Trainer
+  feed: Feed
+  preprocess: Callable[[Array | None, Array], Array]
+  plan: Plan
+
+  def example(self, size: int = 2) -> Batch:
+    """A preprocessed batch of the first training examples."""
+    return Batch(self.preprocess(None, self.images[:size]), self.labels[:size])
+
+  def init(self) -> TrainState:
+    """The fresh state of the run."""
+    return jax.jit(self.trainer.init)(jax.random.key(self.config.seed), self.example())
+
+  def evaluator(self, name: str, split: Split) -> Callable[[TrainState], dict[str, Array]]:
+    """Accuracy (fractions) on a split: `<name>/accuracy/<readout>`, `<name>/<layer>/accuracy`."""
+    images, labels = jnp.asarray(split.image), jnp.asarray(split.label)
+    evaluate = make_evaluate(
+      self.trainer,
+      lambda x: self.preprocess(None, x),
+      len(labels),
+      self.config.eval_batch_size,
+      self.dataset.num_classes,
+    )
+
+    def run(state: TrainState) -> dict[str, Array]:
+      values = evaluate(state, images, labels)
+      return {f"{name}/{k}": v for k, v in values.items() if "accuracy" in k}
+
+    return run
+
+
+def check(config: ExperimentConfig) -> None:
+  """Refuses, without touching data, whatever can be seen to be impossible.
+
+  Raises:
+    ValueError: one sentence.
+  """
+  if config.numerics not in NUMERICS:
+    raise ValueError(f"unknown numerics {config.numerics!r}; there are {', '.join(NUMERICS)}")
+  method = make_method(config.method, config.methods[config.method], 2)
+  make_schedule(config.schedule, 1)
+  _network(config)
+  for optimizer in (config.optimizer, config.readout_optimizer):
+    make_optimizer(optimizer, epochs=config.epochs, steps_per_epoch=1)
+  if method.locality == "global" and config.schedule != "simultaneous":
+    raise ValueError(
+      f"schedule {config.schedule!r} needs layers that learn from their own loss; method "
+      f"{method.name!r} is global: use schedule 'simultaneous'"
+    )
+
+
+def _network(config: ExperimentConfig) -> Network:
+  return make_network(
+    config.network,
+    numerics=NUMERICS[config.numerics](),
+    activation=config.activation,
+    kernel_init=config.kernel_init,
+    **config.networks[config.network],
+  )
+
+
+def _trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
+  def optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
+    return make_optimizer(c, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+
+  return {
+    "network": _network(config),
+    "method": make_method(config.method, config.methods[config.method], num_classes),
+    "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
+    "schedule": make_schedule(config.schedule, config.epochs_per_layer * steps_per_epoch),
+    "optimizer": optimizer(config.optimizer),
+    "readout_optimizer": optimizer(config.readout_optimizer),
+  }
+
+
+def build(config: ExperimentConfig) -> Experiment:
+  """Loads the data and assembles the run.
+
+  Raises:
+    ValueError: the data cannot be used or the combination is impossible; one sentence.
+  """
+  check(config)
+  data = config.data
+  dataset = sources.load(
+    data.name, data_dir=data.data_dir or None, validation=data.validation, seed=config.seed
+  )
+  size = len(dataset.train.label)
+  steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
+  mean, std = statistics(dataset, data.normalization)
+  preprocess = make_preprocess(dataset.max_value, mean, std, data.augment)
+  parts = _trainer_parts(config, dataset.num_classes, steps_per_epoch)
+  trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
+
+  def indices(key: Array, first_step: Array, num_steps: int) -> Array:
+    return stream.batch_indices(key, first_step, num_steps, size, data.batch_size, data.shuffle)
+
+  return Experiment(
+    config=config,
+    dataset=dataset,
+    images=jnp.asarray(dataset.train.image),
+    labels=jnp.asarray(dataset.train.label),
+    network=parts["network"],
+    method=parts["method"],
+    readouts=parts["readouts"],
+    schedule=parts["schedule"],
+    trainer=trainer,
+    feed=Feed(indices, preprocess),
+    preprocess=preprocess,
+    plan=make_plan(config, steps_per_epoch),
+  )
+
+
+def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
+  """The loop's plan: a row of metrics an epoch, or every 100 steps in epochs shorter than that."""
+  log_epochs = max(1, min(config.eval_every, 100 // steps_per_epoch))
+  return Plan(
+    num_steps=config.epochs * steps_per_epoch,
+    steps_per_epoch=steps_per_epoch,
+    log_every=log_epochs * steps_per_epoch,
+    eval_every=config.eval_every * steps_per_epoch,
+    checkpoint_every=config.checkpoint_every * steps_per_epoch,
+  )
+
+
+def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
+  """Measures which layers move under which loss, in the run's own step; `[L, L]` bool.
+
+  The step is the run's network, method, schedule and readouts on `size` training examples; only the
+  optimiser is replaced by plain SGD, so that nothing but a gradient moves a parameter.
+
+  Raises:
+    RuntimeError: the matrix contradicts the method's declared locality.
+  """
+  config = dataclasses.replace(experiment.config, epochs_per_layer=1)
+  parts = _trainer_parts(config, experiment.dataset.num_classes, 1)
+  # Under greedy schedules one step moves one layer; the proof asks what could move.
+  schedule = experiment.schedule._replace(active=None)
+  sgd = optax.sgd(1.0)
+  parts |= {"schedule": schedule, "optimizer": sgd, "readout_optimizer": sgd}
+  trainer = make_trainer(image_shape=experiment.dataset.train.image.shape[1:], **parts)
+  batch = experiment.example(size)
+  state = jax.jit(trainer.init)(jax.random.key(experiment.config.seed), batch)
+  step = jax.jit(trainer.step)
+
+  def moved(weights: Array) -> tuple[Any, ...]:
+    new, _ = step(state, batch, weights)
+    return tuple(s.params for s in trainer.layer_states(new))
+
+  matrix = locality_matrix(moved, len(experiment.network.layers))
+  if not agrees(matrix, experiment.method.locality):
+    raise RuntimeError(
+      f"method {experiment.method.name!r} declares locality {experiment.method.locality!r}, but "
+      f"its losses move foreign layers: {matrix.astype(int).tolist()}"
+    )
+  return matrix
+
+
+def count_parameters(state: TrainState) -> int:
+  """Trained numbers in all layers, extras and readouts."""
+  trees = [s.params for s in (*state.layers, *state.readouts)]
+  return sum(leaf.size for leaf in jax.tree.leaves(trees))
+
+
+def passes_per_prediction(experiment: Experiment) -> Mapping[str, int]:
+  """Forward passes that each readout costs per example."""
+  method, example = experiment.method, experiment.example()
+  views = 0
+  if method.score_views is not None:
+    views = jax.eval_shape(method.score_views, example.image).shape[0]
+  return {r.name: 1 if r.view == "plain" else views for r in experiment.readouts}

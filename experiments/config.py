@@ -1,0 +1,204 @@
+"""The configuration of a run: one dataclass, carried over absl flags by a ConfigDict.
+
+A configuration names one point of network x numerics x method x schedule x readout, the data and
+the budget. `methods` and `networks` hold the options of every registered one, so that
+`--config.method=backprop` turns any run into its matched control.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fflax.core.readouts import READOUTS, ReadoutConfig
+from fflax.data.augment import AugmentConfig
+from fflax.methods.registry import METHODS
+from fflax.networks.registry import NETWORKS, network_options
+from fflax.training.optimizers import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is trained on.
+
+  Attributes:
+    name: "digits", "synthetic", a path ending in .npz, the name of a `.npz` or of a prepared
+      tensorflow-datasets set under `data_dir`, or "tfds:NAME".
+    data_dir: where sets lie; empty for the default of tensorflow-datasets.
+    validation: examples held out of the training split.
+    batch_size: examples a step.
+    shuffle: a fresh order every epoch.
+    normalization: "none" (pixels in [0, 1]), "standard" (published mean and deviation of the set)
+      or "dataset" (measured on the training split).
+    augment: random changes of the training images.
+  """
+
+  name: str = "digits"
+  data_dir: str = ""
+  validation: int = 0
+  batch_size: int = 100
+  shuffle: bool = True
+  normalization: str = "none"
+  augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """One run.
+
+  Attributes:
+    seed: root of every random number of the run.
+    epochs: passes over the training split, remainders of a batch dropped.
+    method, methods: the method's name, and the options of each method by name.
+    network, networks: the network's name, and the options of each network by name.
+    activation, kernel_init: of the network's layers.
+    numerics: how layers multiply: "float32" or "bfloat16".
+    schedule: "simultaneous", "interleaved" or "greedy".
+    epochs_per_layer: of schedule "greedy".
+    readouts: names; the first is the run's own, the others are reported beside it.
+    readout: options of the readouts.
+    optimizer, readout_optimizer: of the layers and of trained readouts.
+    data: what is trained on.
+    eval_every, checkpoint_every: epochs between evaluations and between checkpoints.
+    eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
+  """
+
+  seed: int = 0
+  epochs: int = 60
+  method: str = "forward_forward"
+  methods: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  network: str = "mlp"
+  networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  activation: str = "relu"
+  kernel_init: str = "fan_in_normal"
+  numerics: str = "float32"
+  schedule: str = "simultaneous"
+  epochs_per_layer: int = 1
+  readouts: tuple[str, ...] = ("score_sum",)
+  readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+  readout_optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  eval_every: int = 5
+  checkpoint_every: int = 10
+  eval_batch_size: int = 500
+
+  def __post_init__(self) -> None:
+    """Fills in the defaults of every registered method and network, and checks names and ranges.
+
+    Raises:
+      ValueError: one sentence about the first thing that is wrong.
+    """
+    fill = object.__setattr__  # the class is frozen; this is its construction
+    _known("method", [self.method, *self.methods], METHODS)
+    _known("network", [self.network, *self.networks], NETWORKS)
+    _known("readout", self.readouts, READOUTS)
+    fill(self, "methods", {n: self.methods.get(n, e.config()) for n, e in METHODS.items()})
+    options = {n: {**network_options(n), **self.networks.get(n, {})} for n in NETWORKS}
+    fill(self, "networks", options)
+    fill(self, "readouts", tuple(self.readouts))
+    if len(set(self.readouts)) != len(self.readouts) or not self.readouts:
+      raise ValueError(f"readouts must be one or more different names, not {self.readouts}")
+    for field in ("epochs", "epochs_per_layer", "eval_every", "checkpoint_every"):
+      if getattr(self, field) < 1:
+        raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
+    if self.eval_batch_size < 1 or self.data.batch_size < 1:
+      raise ValueError("batch sizes must be at least 1")
+    if not 0 <= self.seed < 2**32:
+      raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
+
+
+def _known(what: str, names: Any, registry: Mapping[str, Any]) -> None:
+  for name in names:
+    if name not in registry:
+      raise ValueError(f"unknown {what} {name!r}; there are {', '.join(registry)}")
+
+
+def as_dict(config: ExperimentConfig) -> dict[str, Any]:
+  """Nested plain values, ready for JSON."""
+
+  def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+      return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+      return {k: plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple | list) else value
+
+  return plain(config)
+
+
+def to_flags(config: ExperimentConfig) -> ConfigDict:
+  """The configuration as a typed ConfigDict, for `ml_collections.config_flags`."""
+
+  def tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+      return {k: tuples(v) for k, v in value.items()}
+    return tuple(value) if isinstance(value, list) else value
+
+  return ConfigDict(tuples(as_dict(config)))
+
+
+def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
+  """The inverse of `as_dict` and `to_flags`.
+
+  Raises:
+    ValueError: a field is unknown or impossible.
+  """
+  values = dict(values)
+  nested = {
+    "readout": ReadoutConfig,
+    "optimizer": OptimizerConfig,
+    "readout_optimizer": OptimizerConfig,
+  }
+  for name, cls in nested.items():
+    if name in values:
+      values[name] = _make(cls, values[name], name)
+  if "data" in values:
+    data = dict(values["data"])
+    if "augment" in data:
+      data["augment"] = _make(AugmentConfig, data["augment"], "data.augment")
+    values["data"] = _make(DataConfig, data, "data")
+  methods = dict(values.get("methods", {}))
+  _known("method", methods, METHODS)
+  values["methods"] = {n: _make(METHODS[n].config, m, f"methods.{n}") for n, m in methods.items()}
+  values["networks"] = {
+    n: {k: tuple(v) if isinstance(v, list) else v for k, v in dict(options).items()}
+    for n, options in dict(values.get("networks", {})).items()
+  }
+  return _make(ExperimentConfig, values, "config")
+
+
+def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
+  allowed = [f.name for f in dataclasses.fields(cls)]
+  for name in values:
+    if name not in allowed:
+      raise ValueError(f"unknown field {name!r} of {where}; there are {', '.join(allowed)}")
+  values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+  return cls(**values)
+
+
+def fingerprint(config: ExperimentConfig) -> str:
+  """Identifies a run: the SHA-256 of its configuration, without what does not change its numbers.
+
+  Unused methods and networks are left out, so that a release that adds one still resumes old runs.
+  """
+  values = as_dict(config)
+  values["methods"] = values["methods"][config.method]
+  values["networks"] = values["networks"][config.network]
+  values["data"] = {k: v for k, v in values["data"].items() if k != "data_dir"}
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+  """The dotted names of the fields in which two `as_dict` configurations differ."""
+  names = []
+  for key in sorted({*old, *new}):
+    a, b = old.get(key), new.get(key)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+      names += differences(a, b, f"{prefix}{key}.")
+    elif a != b:
+      names.append(f"{prefix}{key}")
+  return names

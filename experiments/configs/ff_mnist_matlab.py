@@ -1,0 +1,37 @@
+"""Forward-Forward on MNIST, preset `matlab`: Hinton's Matlab code as jesper-olsen/ff-py ports it.
+
+784-3x1000, hard negatives from the one-pass softmax, peer normalisation as a signal.
+
+Command: python -m experiments.train --config=experiments/configs/ff_mnist_matlab.py \\
+  --config.data.data_dir=DIR
+Published: 1.44 % test error by goodness, 1.47 % by the softmax head (125 epochs).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.config import DataConfig, ExperimentConfig, to_flags
+from fflax.core.readouts import ReadoutConfig
+from fflax.methods.forward_forward import ForwardForwardConfig
+from fflax.training.optimizers import OptimizerConfig
+
+
+def get_config() -> ConfigDict:
+  """The configuration; override its fields with --config.x.y=value."""
+  return to_flags(
+    ExperimentConfig(
+      epochs=125,
+      method="forward_forward",
+      methods={"forward_forward": ForwardForwardConfig(negatives="softmax_hard", peer="signal")},
+      networks={"mlp": {"sizes": (1000, 1000, 1000)}},
+      kernel_init="fan_in_normal",
+      readouts=("score_sum", "softmax_head"),
+      readout=ReadoutConfig(first_layer=1),
+      optimizer=OptimizerConfig(
+        "dampened", 0.01, 0.9, 0.001, schedule="cooldown", cooldown="matlab"
+      ),
+      readout_optimizer=OptimizerConfig(
+        "dampened", 0.1, 0.9, 0.003, schedule="cooldown", cooldown="matlab"
+      ),
+      data=DataConfig("mnist", validation=10000, batch_size=100),
+    )
+  )

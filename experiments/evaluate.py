@@ -1,0 +1,49 @@
+"""Evaluates the newest checkpoint of a run: `python -m experiments.evaluate --workdir=runs/...`.
+
+Prints the accuracy of every layer and readout on every split; changes nothing in the folder.
+"""
+
+import pathlib
+
+import jax
+from absl import flags
+
+from experiments import cli, config, console, workdir
+from experiments.assembly import build, prove_locality
+from experiments.closing import final_accuracies
+from fflax.training import checkpoint
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/ff_digits", "folder of the run")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "where sets lie here, if not where they lay")
+_STEP = flags.DEFINE_integer("step", -1, "which checkpoint; -1 for the newest")
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  folder = pathlib.Path(_WORKDIR.value).expanduser()
+  try:
+    with cli.checking():
+      chosen = workdir.read_config(folder)
+      values = config.as_dict(chosen)
+      if _DATA_DIR.value:
+        values["data"]["data_dir"] = _DATA_DIR.value
+      experiment = build(config.from_mapping(values))
+      fresh = jax.eval_shape(experiment.init)
+      state = checkpoint.restore(
+        folder / "checkpoints",
+        fresh,
+        step=None if _STEP.value < 0 else _STEP.value,
+        fingerprint=config.fingerprint(chosen),
+      )
+  except checkpoint.CheckpointError as error:
+    raise cli.UsageError(str(error)) from error
+  console.console.print(
+    f"workdir   {folder}, step {int(state.step)} of {experiment.plan.num_steps}"
+  )
+  console.closing(experiment, final_accuracies(experiment, state))
+  console.console.print(console.locality_line(experiment, prove_locality(experiment)))
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,85 @@
+"""Trains one configuration: `python -m experiments.train --config=... --workdir=...`.
+
+Both flags have defaults; `--config.x.y=value` overrides a field. The same command again resumes a
+run that was cut, or re-evaluates a finished one. Bad input ends in one sentence and exit code 2.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli, config, console, workdir
+from experiments.assembly import build, prove_locality
+from experiments.closing import close_run
+from fflax.training import checkpoint
+from fflax.training.loop import Diverged, Interrupted, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py"), "configuration file"
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "folder of the run; empty: runs/<name of the configuration file>"
+)
+
+
+def default_workdir() -> pathlib.Path:
+  """`runs/<configuration file>`, with a mark of the overrides, so that variants do not collide."""
+  stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+  mark = "".join(f",{k}={v}" for k, v in sorted(overrides.items()))
+  safe = "".join(c if c.isalnum() or c in ",=._-" else "_" for c in mark)
+  return pathlib.Path("runs") / f"{stem}{safe}"
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  with cli.checking():
+    chosen = config.from_mapping(_CONFIG.value.to_dict())
+    folder = pathlib.Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir()
+    workdir.claim(folder, chosen)
+    experiment = build(chosen)
+    state = experiment.init()
+    matrix = prove_locality(experiment)
+    first_step = checkpoint.latest_step(folder / "checkpoints") or 0
+  console.opening(experiment, state, matrix)
+  if first_step:
+    done = first_step == experiment.plan.num_steps
+    console.console.print(
+      f"workdir   {folder} is finished: evaluating it again"
+      if done
+      else f"workdir   {folder}: going on after step {first_step}"
+    )
+  else:
+    console.console.print(f"workdir   {folder}")
+  workdir.open_run(folder, chosen)
+
+  name = "validation" if experiment.dataset.validation else "test"
+  monitor = experiment.evaluator(name, experiment.dataset.validation or experiment.dataset.test)
+  try:
+    with console.Bar(experiment, first_step) as bar:
+      state = train(
+        experiment.trainer,
+        experiment.feed,
+        state,
+        experiment.images,
+        experiment.labels,
+        experiment.plan,
+        schedule=experiment.schedule,
+        evaluate=monitor,
+        directory=folder,
+        fingerprint=config.fingerprint(chosen),
+        on_row=bar.update,
+      )
+  except (Diverged, Interrupted) as stop:
+    sys.stderr.write(f"train: {stop}\n")
+    return 1
+  except (checkpoint.CheckpointError, ValueError) as refusal:
+    raise cli.UsageError(str(refusal)) from refusal
+  close_run(experiment, state, matrix, folder)
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

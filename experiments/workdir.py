@@ -1,0 +1,113 @@
+"""The folder of a run: who it belongs to, and what stands in it.
+
+`config.json`, `versions.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`, `checkpoints/`,
+`figures/` and, once the run is finished, `summary.json`.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from experiments import config as config_lib
+from experiments.config import ExperimentConfig
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
+
+
+def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
+  """Checks that `path` is free or holds this very run; writes nothing.
+
+  Raises:
+    ValueError: it belongs to another configuration, holds something else, or is no folder.
+    OSError: it cannot be read or written.
+  """
+  if not path.exists():
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+      raise ValueError(f"workdir {path} cannot be made: {parent} is not a writable folder")
+    return
+  if not path.is_dir():
+    raise ValueError(f"workdir {path} is not a folder")
+  if not os.access(path, os.W_OK):
+    raise ValueError(f"workdir {path} is not writable")
+  if not (path / "config.json").exists():
+    if any(p for p in path.iterdir() if not p.name.startswith(".unfinished-")):
+      raise ValueError(f"workdir {path} is not empty and holds no run of fflax: choose another one")
+    return
+  old = read_config(path)
+  if config_lib.fingerprint(old) != config_lib.fingerprint(config):
+    changed = config_lib.differences(config_lib.as_dict(old), config_lib.as_dict(config))
+    raise ValueError(
+      f"workdir {path} belongs to a run with another configuration (it differs in "
+      f"{', '.join(changed)}): choose another workdir"
+    )
+
+
+def read_config(path: pathlib.Path) -> ExperimentConfig:
+  """The configuration of the run in `path`.
+
+  Raises:
+    ValueError: there is none, or it is damaged.
+  """
+  file = path / "config.json"
+  try:
+    values = json.loads(file.read_text())
+  except FileNotFoundError:
+    raise ValueError(f"{path} holds no run of fflax: there is no config.json") from None
+  except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    raise ValueError(f"{file} is damaged: {error}") from None
+  if not isinstance(values, dict):
+    raise ValueError(f"{file} is damaged: it is not a JSON object")
+  try:
+    return config_lib.from_mapping(values)
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"{file} does not describe a run: {error}") from None
+
+
+def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
+  """Makes the folder and writes who it belongs to; a resumed run keeps its first files."""
+  path.mkdir(parents=True, exist_ok=True)
+  if not (path / "config.json").exists():
+    write_json(path / "versions.json", versions())
+    write_json(path / "config.json", config_lib.as_dict(config))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON atomically: the file is whole or absent."""
+  unfinished = path.with_name(f".unfinished-{path.name}")
+  unfinished.write_text(json.dumps(value, indent=2) + "\n")
+  unfinished.replace(path)
+
+
+def versions() -> dict[str, str]:
+  """Versions of what the numbers depend on."""
+  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  return {"python": platform.python_version(), **found}
+
+
+def device() -> str:
+  """The device that trains, in words."""
+  first = jax.devices()[0]
+  kind = first.device_kind if first.platform != "cpu" else f"{os.cpu_count()} CPU cores"
+  return f"{first.platform}: {kind}"
+
+
+def commit() -> str:
+  """The commit of the source tree, with "+changes" if it has uncommitted ones; "" outside git."""
+  root = pathlib.Path(__file__).parent.parent
+
+  def git(*args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+  try:
+    name = git("rev-parse", "--short", "HEAD")
+    return name + ("+changes" if name and git("status", "--porcelain", "-uno") else "")
+  except OSError:
+    return ""

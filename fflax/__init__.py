@@ -1,0 +1,94 @@
+"""fflax: Forward-Forward and layer-local learning in JAX.
+
+A run is one point of network x numerics x method x schedule x readout:
+
+  network = fflax.make_network("mlp", numerics=fflax.float32(), sizes=(500, 500))
+  method = fflax.make_method("forward_forward", fflax.ForwardForwardConfig(), num_classes=10)
+  trainer = fflax.make_trainer(
+    network, method, [fflax.score_sum()], image_shape=(8, 8, 1), optimizer=optax.adam(1e-3)
+  )
+  state = trainer.init(jax.random.key(0), batch)
+  state, metrics = jax.jit(trainer.step)(state, batch)
+"""
+
+from fflax.core.locality import locality_matrix
+from fflax.core.numerics import NUMERICS, Numerics, bfloat16, float32
+from fflax.core.readouts import (
+  READOUTS,
+  ReadoutConfig,
+  last_layer,
+  make_readout,
+  score_sum,
+  softmax_head,
+  vote,
+)
+from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
+from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
+from fflax.methods.registry import METHODS, make_method
+from fflax.networks.registry import NETWORKS, describe, make_network
+from fflax.training.optimizers import OptimizerConfig, make_optimizer
+from fflax.training.schedules import SCHEDULES, greedy, interleaved, make_schedule, simultaneous
+from fflax.training.step import make_trainer
+from fflax.types import (
+  Answers,
+  Batch,
+  Layer,
+  LayerOut,
+  LayerState,
+  Method,
+  Network,
+  Readout,
+  ReadoutState,
+  Schedule,
+  Trainer,
+  TrainState,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+  "METHODS",
+  "NETWORKS",
+  "NUMERICS",
+  "READOUTS",
+  "SCHEDULES",
+  "Answers",
+  "BackpropConfig",
+  "Batch",
+  "ForwardForwardConfig",
+  "HypersphericalConfig",
+  "Layer",
+  "LayerOut",
+  "LayerState",
+  "Method",
+  "Network",
+  "Numerics",
+  "OptimizerConfig",
+  "Readout",
+  "ReadoutConfig",
+  "ReadoutState",
+  "Schedule",
+  "TrainState",
+  "Trainer",
+  "backprop",
+  "bfloat16",
+  "describe",
+  "float32",
+  "forward_forward",
+  "greedy",
+  "hyperspherical",
+  "interleaved",
+  "last_layer",
+  "locality_matrix",
+  "make_method",
+  "make_network",
+  "make_optimizer",
+  "make_readout",
+  "make_schedule",
+  "make_trainer",
+  "score_sum",
+  "simultaneous",
+  "softmax_head",
+  "vote",
+]
