@@ -1,0 +1,56 @@
+"""Means and standard deviations by which inputs are standardised, in units of `max_value`."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from fflax.data.dataset import Dataset
+
+Normalization = Literal["none", "standard", "dataset"]
+
+STANDARD: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+  "mnist": ((0.1307,), (0.3081,)),
+  "fashion_mnist": ((0.2860,), (0.3530,)),
+  "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+  "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Per channel, of all training pixels, as the literature rounds them."""
+
+
+def normalization(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """The usual `(mean, std)` of a data set, each `[C]` float32.
+
+  Raises:
+    ValueError: for a set without usual values.
+  """
+  if name not in STANDARD:
+    raise ValueError(
+      f"no standard normalization is known for {name!r}, only for {', '.join(STANDARD)}"
+    )
+  mean, std = STANDARD[name]
+  return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+
+def statistics(dataset: Dataset, mode: Normalization) -> tuple[np.ndarray, np.ndarray]:
+  """The `(mean, std)` to standardise a data set with, each `[C]` (`[D]` for features) float32.
+
+  Args:
+    dataset: of which only the training split is read.
+    mode: "none": 0 and 1; "standard": see `normalization`; "dataset": computed here, a constant
+      channel or feature getting std 1.
+
+  Raises:
+    ValueError: for another mode, and see `normalization`.
+  """
+  image = dataset.train.image
+  if mode == "none":
+    return np.zeros(image.shape[-1], np.float32), np.ones(image.shape[-1], np.float32)
+  if mode == "standard":
+    return normalization(dataset.name)
+  if mode != "dataset":
+    raise ValueError(f"normalization {mode!r} is none of none, standard, dataset")
+  axes = tuple(range(image.ndim - 1))
+  mean = image.mean(axes, dtype=np.float64) / dataset.max_value
+  std = image.std(axes, dtype=np.float64) / dataset.max_value
+  return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
