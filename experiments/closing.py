@@ -7,21 +7,10 @@ import numpy as np
 
 from experiments import config, console, figures, workdir
 from experiments.assembly import Experiment
+from experiments.running import final_accuracies
 from fflax.random import Role, role_key
 from fflax.training.metrics import read_rows
 from fflax.types import Batch, TrainState
-
-
-def final_accuracies(experiment: Experiment, state: TrainState) -> dict[str, dict[str, float]]:
-  """Split name -> flat accuracies (fractions), for all splits there are."""
-  data = experiment.dataset
-  splits = {"train": data.train, "validation": data.validation, "test": data.test}
-  found = {}
-  for name, split in splits.items():
-    if split is not None:
-      values = experiment.evaluator(name, split)(state)
-      found[name] = {k.removeprefix(f"{name}/"): float(v) for k, v in values.items()}
-  return found
 
 
 def draw_figures(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> list[str]:

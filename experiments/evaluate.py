@@ -10,7 +10,7 @@ from absl import flags
 
 from experiments import cli, config, console, workdir
 from experiments.assembly import build, prove_locality
-from experiments.closing import final_accuracies
+from experiments.running import final_accuracies
 from fflax.training import checkpoint
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ff_digits", "folder of the run")

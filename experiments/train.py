@@ -13,8 +13,9 @@ from ml_collections import config_flags
 from experiments import cli, config, console, workdir
 from experiments.assembly import build, prove_locality
 from experiments.closing import close_run
+from experiments.running import run_in
 from fflax.training import checkpoint
-from fflax.training.loop import Diverged, Interrupted, train
+from fflax.training.loop import Diverged, Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py"), "configuration file"
@@ -53,25 +54,8 @@ def main(argv: list[str]) -> int:
     )
   else:
     console.console.print(f"workdir   {folder}")
-  workdir.open_run(folder, chosen)
-
-  name = "validation" if experiment.dataset.validation else "test"
-  monitor = experiment.evaluator(name, experiment.dataset.validation or experiment.dataset.test)
   try:
-    with console.Bar(experiment, first_step) as bar:
-      state = train(
-        experiment.trainer,
-        experiment.feed,
-        state,
-        experiment.images,
-        experiment.labels,
-        experiment.plan,
-        schedule=experiment.schedule,
-        evaluate=monitor,
-        directory=folder,
-        fingerprint=config.fingerprint(chosen),
-        on_row=bar.update,
-      )
+    state = run_in(experiment, state, folder)
   except (Diverged, Interrupted) as stop:
     sys.stderr.write(f"train: {stop}\n")
     return 1

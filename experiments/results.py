@@ -1,0 +1,59 @@
+"""Result files: one schema, written by one function and read by the report.
+
+`experiments/results/<study>.json` is `{"study", "commit", "versions", "device", "rows": [...]}`;
+metrics are named with their unit.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import workdir
+from experiments.config import ExperimentConfig
+
+FOLDER = pathlib.Path(__file__).parent / "results"
+
+
+def choices(config: ExperimentConfig) -> dict[str, Any]:
+  """The columns that say which point of the product of choices a row is."""
+  sizes = config.networks[config.network].get("sizes")
+  network = config.network + (f" {'-'.join(map(str, sizes))}" if sizes else "")
+  return {
+    "method": config.method,
+    "network": network,
+    "numerics": config.numerics,
+    "schedule": config.schedule,
+    "dataset": config.data.name,
+    "epochs": config.epochs,
+  }
+
+
+def row(metric: str, values: Sequence[float], **columns: Any) -> dict[str, Any]:
+  """One row: a metric with its value per seed (or per round), mean and sample deviation."""
+  numbers = [float(f"{v:.6g}") for v in values]
+  deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+  return {
+    **columns,
+    "metric": metric,
+    "values": numbers,
+    "mean": float(f"{np.mean(numbers):.6g}"),
+    "std": None if deviation is None else float(f"{deviation:.4g}"),
+  }
+
+
+def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> pathlib.Path:
+  """Writes `experiments/results/<name>.json` atomically and returns its path."""
+  FOLDER.mkdir(exist_ok=True)
+  path = FOLDER / f"{name}.json"
+  study = {
+    "study": name,
+    "commit": workdir.commit(),
+    "versions": workdir.versions(),
+    "device": workdir.device(),
+    **extra,
+    "rows": list(rows),
+  }
+  workdir.write_json(path, study)
+  return path

@@ -1,0 +1,50 @@
+"""Drives a run in its folder: trains, goes on after a cut, and evaluates at the end."""
+
+import pathlib
+
+from experiments import config, console, workdir
+from experiments.assembly import Experiment
+from fflax.training import checkpoint
+from fflax.training.loop import train
+from fflax.types import TrainState
+
+
+def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> TrainState:
+  """Trains from `state`, or from the newest checkpoint in `folder`, to the end of the plan.
+
+  Between epochs the validation split is evaluated; the test split only where there is no other.
+
+  Raises:
+    Diverged, Interrupted, CheckpointError: see `fflax.training.loop.train`.
+  """
+  data = experiment.dataset
+  name = "validation" if data.validation else "test"
+  monitor = experiment.evaluator(name, data.validation or data.test)
+  workdir.open_run(folder, experiment.config)
+  first_step = checkpoint.latest_step(folder / "checkpoints") or 0
+  with console.Bar(experiment, first_step) as bar:
+    return train(
+      experiment.trainer,
+      experiment.feed,
+      state,
+      experiment.images,
+      experiment.labels,
+      experiment.plan,
+      schedule=experiment.schedule,
+      evaluate=monitor,
+      directory=folder,
+      fingerprint=config.fingerprint(experiment.config),
+      on_row=bar.update,
+    )
+
+
+def final_accuracies(experiment: Experiment, state: TrainState) -> dict[str, dict[str, float]]:
+  """Split name -> flat accuracies (fractions), for all splits there are."""
+  data = experiment.dataset
+  splits = {"train": data.train, "validation": data.validation, "test": data.test}
+  found = {}
+  for name, split in splits.items():
+    if split is not None:
+      values = experiment.evaluator(name, split)(state)
+      found[name] = {k.removeprefix(f"{name}/"): float(v) for k, v in values.items()}
+  return found
