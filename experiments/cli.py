@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 EXIT_USAGE = 2
 
@@ -46,6 +46,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
     except UsageError as error:
       _refuse(error)
 
+  logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes; --verbosity=0 shows it
   app.run(guarded_main, argv=None if argv is None else list(argv), flags_parser=_parse)
 
 

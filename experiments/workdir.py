@@ -4,6 +4,7 @@
 `figures/` and, once the run is finished, `summary.json`.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -74,7 +75,7 @@ def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
   """Makes the folder and writes who it belongs to; a resumed run keeps its first files."""
   path.mkdir(parents=True, exist_ok=True)
   if not (path / "config.json").exists():
-    write_json(path / "versions.json", versions())
+    write_json(path / "versions.json", {"fflax_commit": commit(), **versions()})
     write_json(path / "config.json", config_lib.as_dict(config))
 
 
@@ -98,8 +99,12 @@ def device() -> str:
   return f"{first.platform}: {kind}"
 
 
+@functools.cache
 def commit() -> str:
-  """The commit of the source tree, with "+changes" if it has uncommitted ones; "" outside git."""
+  """The commit of the source tree, with "+changes" if it has uncommitted ones; "" outside git.
+
+  Read once: a long run names the code it started with, whatever is committed meanwhile.
+  """
   root = pathlib.Path(__file__).parent.parent
 
   def git(*args: str) -> str:
