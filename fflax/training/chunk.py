@@ -1,0 +1,101 @@
+"""Chunks: many training steps in one dispatch, batches included.
+
+One jitted, state-donating function gathers each step's batch from the arrays on the device,
+augments it and takes the step; the host only says how many steps. Every step is a pure function of
+the state and the data, and the one compiled loop body serves chunks of any length, so where a chunk
+begins or ends does not change a bit of the result.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.random import Role, role_key, step_key
+from fflax.types import Array, Batch, Key, Metrics, Schedule, Trainer, TrainState
+
+
+class Feed(NamedTuple):
+  """How the batches of a run are made from the arrays on the device; pure functions.
+
+  Attributes:
+    indices: `(key, first_step, num_steps) -> [num_steps, B]`, the examples of each step's batch;
+      `first_step` may be traced. The key is the same for all steps of a run.
+    preprocess: `(key, image [B, ...] as stored) -> [B, ...] float32`, augmentation included; the
+      key is the step's own.
+  """
+
+  indices: Callable[[Key, Array, int], Array]
+  preprocess: Callable[[Key, Array], Array]
+
+
+Chunk = Callable[
+  [TrainState, Array, Array, Array | int], tuple[TrainState, tuple[Metrics, Metrics]]
+]
+
+
+def chunk_function(
+  trainer: Trainer, feed: Feed, capacity: int, schedule: Schedule | None = None
+) -> Chunk:
+  """The pure function that takes several training steps; see `make_chunk`, which jits it."""
+
+  def one_step(
+    state: TrainState, images: Array, labels: Array, index: Array
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+    key = role_key(step_key(state.key, state.step), Role.AUGMENT)
+    batch = Batch(feed.preprocess(key, images[index]), labels[index])
+    new, metrics = trainer.step(state, batch)
+    losses = {n: x for n, x in metrics.items() if n == "loss" or n.startswith("readout_loss/")}
+    failed = {name: ~jnp.isfinite(loss) for name, loss in losses.items()}
+    if schedule is not None and schedule.active is not None:
+      # Layers that do not learn in this step report NaN.
+      failed["loss"] &= schedule.active(state.step, len(trainer.layer_names))
+    return new, (metrics, failed)
+
+  def chunk(
+    state: TrainState, images: Array, labels: Array, num_steps: Array | int
+  ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
+    indices = feed.indices(role_key(state.key, Role.BATCH), state.step, capacity)
+    _, shapes = jax.eval_shape(one_step, state, images, labels, indices[0])
+    rows = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
+
+    def body(i: Array, carry: tuple) -> tuple:
+      state, rows = carry
+      state, row = one_step(state, images, labels, indices[i])
+      return state, jax.tree.map(lambda all_rows, x: all_rows.at[i].set(x), rows, row)
+
+    # Not `lax.scan`: its length is static, so each length would be a program of its own, with
+    # roundings of its own, and a run would depend on where its chunks begin.
+    return lax.fori_loop(0, num_steps, body, (state, rows))
+
+  return chunk
+
+
+def make_chunk(
+  trainer: Trainer,
+  feed: Feed,
+  capacity: int,
+  schedule: Schedule | None = None,
+  *,
+  over_seeds: bool = False,
+) -> Chunk:
+  """Makes the jitted `chunk(state, images, labels, num_steps) -> (state, (metrics, failed))`.
+
+  `state` is donated: the caller's copy is gone. `images` `[N, ...]` and `labels` `[N]` stay on the
+  device. Of the `[capacity, ...]` metrics, the first `num_steps` rows are meaningful; `failed`
+  has, for "loss" (`[capacity, L]`) and each "readout_loss/<name>", whether it was not finite.
+
+  Args:
+    trainer: takes the steps.
+    feed: makes the batches.
+    capacity: the most steps of one call, `num_steps <= capacity`; one compilation serves all.
+    schedule: the trainer's own, so that the silence of layers that do not learn is no failure.
+    over_seeds: the state has a leading axis of seeds (of anything that differs between states, in
+      fact) and so have all results; the data are shared, the batches are each seed's own.
+  """
+  chunk = chunk_function(trainer, feed, capacity, schedule)
+  if over_seeds:
+    chunk = jax.vmap(chunk, in_axes=(0, None, None, None))
+  return jax.jit(chunk, donate_argnums=0)
