@@ -1,0 +1,121 @@
+"""Readouts against hand-made scores and the closed-form gradient of a linear softmax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fflax.core import readouts
+
+KEY = jax.random.key(0)
+SCORES = tuple(
+  jnp.asarray(np.random.default_rng(i).normal(size=(6, 4)), jnp.float32) for i in range(3)
+)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_score_sum_leaves_out_the_first_layers(first):
+  readout = readouts.score_sum(first)
+  np.testing.assert_allclose(
+    readout.predict({}, SCORES, ()), sum(np.asarray(s) for s in SCORES[first:]), rtol=1e-6
+  )
+
+
+def test_layers_without_scores_are_skipped_not_counted():
+  mixed = (None, SCORES[1], None)
+  np.testing.assert_array_equal(readouts.score_sum().predict({}, mixed, ()), SCORES[1])
+  np.testing.assert_array_equal(readouts.last_layer().predict({}, mixed, ()), SCORES[1])
+  np.testing.assert_array_equal(readouts.last_layer().predict({}, SCORES, ()), SCORES[2])
+
+
+def test_majority_wins_whatever_the_scores():
+  """Two layers by a hair against one by a mile: the vote is the two layers', the sum the one's."""
+  hair = jnp.asarray([[0.0, 1e-3, 0.0]])
+  mile = jnp.asarray([[1000.0, 0.0, 0.0]])
+  scores = (hair, hair, mile)
+  assert int(jnp.argmax(readouts.vote().predict({}, scores, ()))) == 1
+  assert int(jnp.argmax(readouts.score_sum().predict({}, scores, ()))) == 0
+
+
+def test_ties_are_settled_by_the_sum_among_the_tied():
+  """Classes 0 and 2 have one vote each, class 1 none but the second-largest sum."""
+  first = jnp.asarray([[3.0, 2.9, 0.0, 0.0]])
+  second = jnp.asarray([[0.0, 3.4, 3.5, 0.0]])
+  votes = np.asarray(readouts.vote().predict({}, (first, second), ()))
+  assert votes.argmax() == 2
+  assert votes[0, 1] < votes[0, 0] < votes[0, 2]
+  total = np.asarray(first + second)
+  assert total.argmax() == 1, "the example must tell vote and sum apart"
+
+
+def test_votes_against_a_loop_over_rows():
+  scores = tuple(
+    jnp.asarray(np.random.default_rng(10 + i).normal(size=(300, 3)), jnp.float32) for i in range(3)
+  )
+  got = np.asarray(readouts.vote(1).predict({}, scores, ())).argmax(-1)
+  stacked = np.stack([np.asarray(s) for s in scores[1:]])
+  for row, answer in enumerate(got):
+    counts = np.bincount(stacked[:, row].argmax(-1), minlength=3)
+    best = np.flatnonzero(counts == counts.max())
+    assert answer == best[np.argmax(stacked[:, row].sum(0)[best])]
+
+
+def test_equal_scores_vote_without_nan():
+  flat = jnp.ones((2, 3))
+  assert np.all(np.isfinite(readouts.vote().predict({}, (flat, flat), ())))
+
+
+@pytest.mark.parametrize("make", [readouts.score_sum, readouts.vote])
+def test_no_scores_is_an_error(make):
+  with pytest.raises(ValueError, match="no layer with class scores from layer 4"):
+    make(3).predict({}, SCORES, ())
+  with pytest.raises(ValueError, match="no layer with class scores"):
+    readouts.last_layer().predict({}, (None, None), ())
+
+
+class TestSoftmaxHead:
+  features = (
+    jax.random.normal(jax.random.key(1), (8, 5)),
+    jax.random.normal(jax.random.key(2), (8, 2, 3, 4)),
+    jax.random.normal(jax.random.key(3), (8, 6)),
+  )
+  label = jnp.asarray([0, 1, 2, 0, 1, 2, 2, 1])
+
+  def test_starts_at_log_k_without_an_opinion(self):
+    head = readouts.softmax_head(3)
+    params = head.init(KEY, self.features)
+    assert jax.tree.map(jnp.shape, params) == {"kernel": (5 + 24 + 6, 3)}
+    assert not np.any(params["kernel"])
+    assert float(head.loss(params, self.features, self.label)) == pytest.approx(np.log(3), rel=1e-6)
+
+  @pytest.mark.parametrize("first", [0, 1, 2])
+  def test_logits_and_gradient(self, first):
+    """logits = sum_l f_l V_l; dV = f' (p - y) / B. A skipped layer must not enter."""
+    head = readouts.softmax_head(3, first)
+    shape = head.init(KEY, self.features)["kernel"].shape
+    kernel = 0.3 * jax.random.normal(jax.random.key(4), shape)
+    used = [np.asarray(f, np.float64).reshape(8, -1) for f in self.features[first:]]
+    parts = np.split(np.asarray(kernel, np.float64), np.cumsum([f.shape[1] for f in used])[:-1])
+    logits = sum(f @ v for f, v in zip(used, parts, strict=True))
+    np.testing.assert_allclose(
+      head.predict({"kernel": kernel}, (), self.features), logits, rtol=1e-4, atol=1e-5
+    )
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    want = np.concatenate(used, -1).T @ (p - np.eye(3)[np.asarray(self.label)]) / 8
+    grad = jax.grad(head.loss)({"kernel": kernel}, self.features, self.label)["kernel"]
+    np.testing.assert_allclose(grad, want, rtol=1e-4, atol=1e-6)
+
+  def test_starting_past_the_last_layer_is_an_error(self):
+    with pytest.raises(ValueError, match="starts at layer 4"):
+      readouts.softmax_head(3, 3).init(KEY, self.features)
+
+
+def test_registry():
+  config = readouts.ReadoutConfig(first_layer=1)
+  for name in readouts.READOUTS:
+    assert readouts.make_readout(name, config, 4).name == name
+  np.testing.assert_allclose(
+    readouts.make_readout("score_sum", config, 4).predict({}, SCORES, ()), SCORES[1] + SCORES[2]
+  )
+  with pytest.raises(ValueError, match="'softmax'"):
+    readouts.make_readout("softmax", config, 4)
