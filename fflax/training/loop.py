@@ -92,11 +92,16 @@ class Interrupted(RuntimeError):
 
 
 class _Signals:
-  """Notes SIGTERM and SIGINT instead of dying; a second one has its usual effect."""
+  """Notes SIGTERM and SIGINT instead of dying; a second SIGINT does not wait any longer."""
 
   def __init__(self) -> None:
     self.name = ""
     self._previous: dict[int, Any] = {}
+
+  def _note(self, number: int, _: FrameType | None) -> None:
+    if self.name and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.name = signal.Signals(number).name
 
   def __enter__(self) -> "_Signals":
     if threading.current_thread() is threading.main_thread():  # others may not set handlers
@@ -104,17 +109,9 @@ class _Signals:
         self._previous[number] = signal.signal(number, self._note)
     return self
 
-  def _note(self, number: int, _: FrameType | None) -> None:
-    self.name = signal.Signals(number).name
-    self.restore()
-
-  def restore(self) -> None:
-    while self._previous:
-      number, handler = self._previous.popitem()
-      signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
   def __exit__(self, *_: object) -> None:
-    self.restore()
+    for number, handler in self._previous.items():
+      signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class _Pending(NamedTuple):
