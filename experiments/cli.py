@@ -3,8 +3,8 @@
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
@@ -28,17 +28,28 @@ def checking() -> Iterator[None]:
     raise UsageError(str(error) or type(error).__name__) from error
 
 
-def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> None:
+def run(
+  main: Callable[[list[str]], Any],
+  argv: Sequence[str] | None = None,
+  *,
+  defaults: Mapping[str, str] | None = None,
+) -> None:
   """Parses the flags, calls `main(argv)` and exits with what it returns.
 
-  Flag errors, arguments that are no flags, and `UsageError` from `main` become one sentence on
-  stderr and exit code 2, where absl alone would exit with 1. Other exceptions keep their traceback.
-  `--help` exits with 0.
+  Flag errors, arguments that are no flags, missing configuration files, unknown configuration
+  fields and `UsageError` from `main` become one sentence on stderr and exit code 2, where absl
+  alone would exit with 1. Other exceptions keep their traceback. `--help` exits with 0.
 
   Args:
     main: gets the program's name as its only argument; None is returned for success.
     argv: None: `sys.argv`.
+    defaults: flag -> value taken where the command line does not set the flag. The default of a
+      configuration flag belongs here: in the flag's definition it would be parsed on import, and a
+      wrong override be a traceback.
   """
+  given = list(sys.argv if argv is None else argv)
+  names = {argument.lstrip("-").split("=")[0] for argument in given[1:]}
+  missing = [f"--{name}={value}" for name, value in (defaults or {}).items() if name not in names]
 
   def guarded_main(args: list[str]) -> Any:
     try:
@@ -47,7 +58,7 @@ def run(main: Callable[[list[str]], Any], argv: Sequence[str] | None = None) -> 
       _refuse(error)
 
   logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes; --verbosity=0 shows it
-  app.run(guarded_main, argv=None if argv is None else list(argv), flags_parser=_parse)
+  app.run(guarded_main, argv=given[:1] + missing + given[1:], flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -55,17 +66,25 @@ def _parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except SystemExit:
     sys.exit(0)  # only the help flags leave here, and absl makes that an error
-  # ml_collections lets the KeyError of an unknown field pass, and whatever a config file raises.
-  except (flags.Error, LookupError, AttributeError, TypeError, ValueError, OSError) as error:
+  except (AttributeError, LookupError) as error:  # ml_collections, for an unknown field
+    field = str(error.args[0] if error.args else error).strip("'\"")
+    for argument in argv:
+      if field in argument.split("=")[0].split("."):
+        _refuse(f"{argument}: the configuration has no field {field!r}")
+    _refuse(field)
+  except (flags.Error, TypeError, ValueError, OSError) as error:
     _refuse(error)
+  for name in flags.FLAGS:
+    # ml_collections' flag for a file; its flag for a dataclass answers with the dataclass.
+    path = getattr(flags.FLAGS[name], "config_filename", None)
+    if isinstance(path, str) and not pathlib.Path(path.split(":")[0]).is_file():
+      _refuse(f"--{name}={path}: there is no such file")
   if len(rest) > 1:
     _refuse(f"unexpected argument {rest[1]!r}, flags are written --name=value")
   return rest
 
 
-def _refuse(error: Exception | str) -> None:
-  # A KeyError's text is the repr of its message.
-  text = error.args[0] if isinstance(error, KeyError) and error.args else error
+def _refuse(error: Exception | str) -> NoReturn:
   program = pathlib.Path(sys.argv[0]).stem
-  sys.stderr.write(f"{program}: {' '.join(str(text).split())}\n")
+  sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
   sys.exit(EXIT_USAGE)

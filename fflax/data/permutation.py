@@ -49,10 +49,12 @@ def permute(index: Array, round_keys: Array, size: int) -> Array:
       low = low ^ (_mix(high ^ round_keys[..., r + 1]) & low_mask)
     return (high << low_bits) | low
 
+  def walk(state: tuple[Array, Array]) -> tuple[Array, Array]:
+    x, outside = state
+    x = jnp.where(outside, network(x), x)
+    return x, x >= size
+
   # A walk starts inside the range and its cycle returns there, so it ends.
-  x = jax.lax.while_loop(
-    lambda x: jnp.any(x >= size),
-    lambda x: jnp.where(x >= size, network(x), x),
-    network(index.astype(jnp.uint32)),
-  )
+  start = (index.astype(jnp.uint32), jnp.ones(index.shape, bool))
+  x, _ = jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, start)
   return x.astype(jnp.int32)
