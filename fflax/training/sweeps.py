@@ -55,11 +55,15 @@ def strict_sweep(
     else:
       # The stacked state is carried and updated in place: one copy of the parameters, not two.
       def body(
-        carry: tuple[Array, PyTree], j: Array, first: int = first, one=one
+        carry: tuple[Array, PyTree], j: Array, first: int = first, size: int = block, one=one
       ) -> tuple[tuple[Array, PyTree], Metrics]:
         x, stacked = carry
         mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
-        mine, x, metrics = one(mine, x, first + j)
+        # The branch is always taken. It keeps the compiler from recomputing new values out of old
+        # ones while it writes them, for which it would hold a second copy of the whole stack.
+        args = (mine, x, first + j)
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *args))
+        mine, x, metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
         return (x, jax.tree.map(put, stacked, mine)), metrics
 
@@ -105,11 +109,13 @@ def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, 
 
 
 def plain_features(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array, ...]:
+  """The handed-on features `[B, ...]` of every layer on the plain view."""
   _, features = eval_sweep(run, states, run.method.plain_view(image)[None])
   return tuple(f[0] for f in features)
 
 
 def layer_scores(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array | None, ...]:
+  """The class scores `[B, K]` of every layer on the score views; None where a layer has none."""
   if run.method.score_views is None:
     return (None,) * len(states)
   return tuple(eval_sweep(run, states, run.method.score_views(image))[0])
