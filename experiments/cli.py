@@ -66,14 +66,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
     rest = flags.FLAGS(argv)
   except SystemExit:
     sys.exit(0)  # only the help flags leave here, and absl makes that an error
-  except (AttributeError, LookupError) as error:  # ml_collections, for an unknown field
-    field = str(error.args[0] if error.args else error).strip("'\"")
-    for argument in argv:
-      if field in argument.split("=")[0].split("."):
-        _refuse(f"{argument}: the configuration has no field {field!r}")
-    _refuse(field)
-  except (flags.Error, TypeError, ValueError, OSError) as error:
+  except (flags.Error, ValueError, OSError) as error:
     _refuse(error)
+  except (AttributeError, LookupError, TypeError) as error:  # ml_collections, for an unknown field
+    field = str(error.args[0] if error.args else error).strip("'\"")
+    overrides = [a for a in argv[1:] if "." in a.split("=")[0]]
+    culprits = [a for a in overrides if field in a.split("=")[0].split(".")]
+    _refuse(f"{', '.join(culprits or overrides)}: the configuration has no such field ({field})")
   for name in flags.FLAGS:
     # ml_collections' flag for a file; its flag for a dataclass answers with the dataclass.
     path = getattr(flags.FLAGS[name], "config_filename", None)

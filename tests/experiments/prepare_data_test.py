@@ -181,7 +181,7 @@ CONFIG = """
 import ml_collections
 
 def get_config():
-  return ml_collections.ConfigDict({"inner": {"rate": 0.1}})
+  return ml_collections.ConfigDict({"inner": {"rate": 0.1}, "name": "a"})
 """
 
 
@@ -226,8 +226,9 @@ def test_run_fills_in_defaults(program, arguments, rate):
     (("--mode=three",), 3, None),
     (("--mode=usage",), 2, "first line second"),
     (("--mode=checking",), 2, "[Errno 2] No such file: 'x.npz'"),
-    (("--config.inner.speed=1",), 2, "--config.inner.speed=1: the configuration has no field"),
-    (("--config.outer.rate=1",), 2, "--config.outer.rate=1: the configuration has no field"),
+    (("--config.inner.speed=1",), 2, "--config.inner.speed=1: the configuration has no such field"),
+    (("--config.outer.rate=1",), 2, "--config.outer.rate=1: the configuration has no such field"),
+    (("--config.name.x=1",), 2, "--config.name.x=1: the configuration has no such field"),
     (("--config.inner.rate=fast",), 2, "could not convert string to float: 'fast'"),
     (("--config=nope.py",), 2, "--config=nope.py: there is no such file"),
   ],
