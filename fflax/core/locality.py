@@ -36,7 +36,7 @@ def locality_matrix(
 
 
 def measured_locality(matrix: np.ndarray) -> str:
-  """ "strict" if no loss moves a foreign layer, else "lookahead or global"."""
+  """Returns "strict" if no loss moves a foreign layer, else "global" (which covers "lookahead")."""
   off_diagonal = matrix & ~np.eye(len(matrix), dtype=bool)
   return "global" if off_diagonal.any() else "strict"
 

@@ -10,12 +10,15 @@ from jax import lax
 
 from fflax.types import Array
 
+MIN_EPS = 1e-12
+"""Below it `1 / eps**3`, in the gradient of a zero example, overflows float32 and gives NaN."""
+
 
 def rms_normalize(h: Array, eps: float = 1e-6) -> Array:
   """`h / sqrt(mean(h**2) + eps**2)`: unit mean square; no mean is removed.
 
   The floor stands under the root (not beside it as in most public code), so that the gradient of an
-  all-zero example is zero, not NaN.
+  all-zero example is finite, not NaN; this needs `eps >= MIN_EPS`.
   """
   h = h.astype(jnp.float32)
   return h * lax.rsqrt(jnp.mean(jnp.square(h)) + eps**2)
@@ -31,6 +34,12 @@ def no_normalize(h: Array, eps: float = 0.0) -> Array:
   """`h` itself: for layers whose batch norm already fixes the scale."""
   del eps
   return h.astype(jnp.float32)
+
+
+def check_eps(eps: float) -> None:
+  """Raises ValueError if `eps` is below `MIN_EPS`."""
+  if not eps >= MIN_EPS:
+    raise ValueError(f"eps {eps} gives NaN for a zero example in float32: use >= {MIN_EPS}")
 
 
 NORMALIZATIONS: Mapping[str, Callable[..., Array]] = {

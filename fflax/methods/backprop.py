@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core import losses
-from fflax.core.normalize import NORMALIZATIONS
+from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
 
@@ -38,6 +38,7 @@ class BackpropConfig:
       raise ValueError(
         f"backprop normalization must be one of {tuple(NORMALIZATIONS)}, not {self.normalization!r}"
       )
+    check_eps(self.eps)
     if not 0 <= self.smoothing < 1:
       raise ValueError(f"backprop smoothing must be in [0, 1), not {self.smoothing}")
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fflax.core import goodness as goodness_lib
 from fflax.core import labels as labels_lib
 from fflax.core import losses
-from fflax.core.normalize import NORMALIZATIONS
+from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
 
@@ -79,8 +79,7 @@ class ForwardForwardConfig:
     for field in ("temperature", "alpha"):
       if not getattr(self, field) > 0:
         raise ValueError(f"forward_forward {field} must be positive, not {getattr(self, field)}")
-    if not self.eps > 1e-19:
-      raise ValueError(f"eps {self.eps} squares to zero in float32 and gives 0 * inf: use >= 1e-18")
+    check_eps(self.eps)
     if not 0 <= self.peer_momentum < 1:
       raise ValueError(f"peer_momentum must be in [0, 1), not {self.peer_momentum}")
 
@@ -148,7 +147,7 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
   def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
     del key, is_last
     width = out.act[0].size
-    stats = {} if config.peer == "none" else {"mean_activity": jnp.full((width,), 0.5)}
+    stats = {} if config.peer == "none" else {"mean_activity": jnp.full((width,), 0.5, jnp.float32)}
     return {}, stats
 
   def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core import losses, prototypes
-from fflax.core.normalize import NORMALIZATIONS
+from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.networks.layers import aux_conv_layer
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
@@ -69,6 +69,7 @@ class HypersphericalConfig:
     for field in ("scale", "prototypes_per_class", "aux_features", "aux_kernel", "aux_pool"):
       if not getattr(self, field) > 0:
         raise ValueError(f"hyperspherical {field} must be positive, not {getattr(self, field)}")
+    check_eps(self.eps)
     if self.margin < 0 or self.pooling < 0:
       raise ValueError("hyperspherical margin and pooling must not be negative")
     if not 0 <= self.ema_decay <= 1:
