@@ -5,6 +5,8 @@ after they have moved far, so a factor of two, a sign, a gate, a stale activity 
 wrong place shows.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,6 @@ import pytest
 from fflax.core.numerics import float32
 from fflax.core.readouts import score_sum, softmax_head
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
-from fflax.networks.initializers import Initializer
 from fflax.networks.registry import make_network
 from fflax.random import Role, role_key, step_key
 from fflax.training import schedules
@@ -21,35 +22,22 @@ from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.step import make_trainer
 from fflax.types import Batch
 from tests.methods import numpy_oracles as oracle
+from tests.methods.tiny import (
+  CLASSES,
+  DEEP,
+  ROWS,
+  SHALLOW,
+  SHAPE,
+  assert_close,
+  assert_layers,
+  jit,
+  layers64,
+  make_batch,
+  make_mlp,
+)
 
-CLASSES, ROWS, SHAPE, STEPS = 4, 12, (5, 5, 1), 3
-DEEP, SHALLOW = (9, 9, 9), (9, 7)  # the last two of DEEP run stacked under one scan
+STEPS = 3
 PIXELS = 25
-
-
-def _scatter(key, shape):
-  """Irregular numbers of mean square 1 that compile much faster than random ones."""
-  phase = (jax.random.key_data(key)[0] % 1009).astype(jnp.float32)
-  return 2**0.5 * jnp.sin(jnp.arange(np.prod(shape)) ** 1.5 + phase).reshape(shape)
-
-
-def _kernel(key, shape, dtype=jnp.float32):
-  return (_scatter(key, shape) * shape[0] ** -0.5).astype(dtype)
-
-
-def _bias(key, shape, dtype=jnp.float32, *, fan_in):
-  """Not zero, so that decay of biases shows; unit 0 is dead on every example."""
-  del fan_in
-  return (0.1 * _scatter(key, shape)).at[0].set(-30.0).astype(dtype)
-
-
-INITIALIZER = Initializer(_kernel, _bias)
-
-
-def make_batch(seed, low=0.0):
-  rng = np.random.default_rng(seed)
-  image = rng.uniform(low, 1, (ROWS, *SHAPE)).astype(np.float32)
-  return Batch(jnp.asarray(image), jnp.asarray(rng.integers(0, CLASSES, ROWS), jnp.int32))
 
 
 def with_label(image, label, at_max=False):
@@ -70,21 +58,9 @@ def neutral(image, at_max=False):
   return flat
 
 
-def layers_of(trainer, state):
-  """Flat float64 parameters of every layer."""
-  return [
-    {k: np.asarray(v, np.float64) for k, v in s.params["layer"]["dense"].items()}
-    for s in trainer.layer_states(state)
-  ]
-
-
 def labels_shown(views):
   """The labels that stand in the two views `[2, B, 5, 5, 1]`, whatever their normalisation."""
   return np.asarray(views).reshape(2, ROWS, PIXELS)[..., :CLASSES].argmax(-1)
-
-
-def close(got, want, what, rtol=1e-5, atol=3e-6):
-  np.testing.assert_allclose(np.asarray(got), want, rtol=rtol, atol=atol, err_msg=what)
 
 
 RECIPES = {
@@ -152,9 +128,7 @@ def test_three_steps(name):
   shared, own, hand, activation, optimizer, make_oracle_optimizer = RECIPES[name]
   sizes = DEEP if name in ("loewex", "matlab") else SHALLOW
   method = forward_forward(ForwardForwardConfig(**shared, **own), CLASSES)
-  network = make_network(
-    "mlp", numerics=float32(), activation=activation, kernel_init=INITIALIZER, sizes=sizes
-  )
+  network = make_mlp(sizes, activation)
   trainer = make_trainer(
     network,
     method,
@@ -164,16 +138,16 @@ def test_three_steps(name):
     readout_optimizer=make_optimizer(OptimizerConfig("dampened", 2.0, 0.9, 0.003)),
     schedule=schedules.interleaved() if hand.get("interleaved") else None,
   )
-  state = jax.jit(trainer.init)(jax.random.key(3), make_batch(0))
-  first = layers_of(trainer, state)
+  state = jit(trainer.init)(jax.random.key(3), make_batch(0))
+  first = layers64(trainer, state)
   by_hand = oracle.ForwardForward(
-    layers_of(trainer, state), [make_oracle_optimizer() for _ in sizes], **shared, **hand
+    layers64(trainer, state), [make_oracle_optimizer() for _ in sizes], **shared, **hand
   )
   head = {"kernel": np.zeros((sum(sizes[1:]), CLASSES))}
   head_optimizer = oracle.Dampened(2.0, 0.9, 0.003, ("kernel",))
   at_max = own.get("label_at_max", False)
 
-  @jax.jit
+  @jit
   def probe(state, batch):
     """The present answer, the views that the step will show, and the step."""
     present = trainer.answer(state, batch.image)
@@ -195,10 +169,10 @@ def test_three_steps(name):
     ]
     for layer in range(len(sizes)):
       want = hand.get("sign", 1) * np.stack([c[layer] for c in candidates], -1)
-      close(present.layers[layer], want, f"scores of layer {layer}, step {t}", 5e-5, 5e-5)
+      assert_close(present.layers[layer], want, f"scores of layer {layer}, step {t}", 5e-5, 5e-5)
     features = np.concatenate(by_hand.features(neutral(batch.image, at_max))[1:], -1)
     logits = features @ head["kernel"]
-    close(present.readouts["softmax_head"], logits, f"readout logits, step {t}", 5e-5, 5e-5)
+    assert_close(present.readouts["softmax_head"], logits, f"readout logits, step {t}", 5e-5, 5e-5)
 
     true, wrong = labels_shown(views)
     np.testing.assert_array_equal(true, batch.label)
@@ -207,24 +181,161 @@ def test_three_steps(name):
     losses, g_pos, g_neg = by_hand.step(
       with_label(batch.image, true, at_max), with_label(batch.image, wrong, at_max)
     )
-    close(metrics["loss"], losses, f"losses, step {t}", 3e-5)
-    close(metrics["goodness_pos"], g_pos, f"positive goodness, step {t}", 3e-5)
-    close(metrics["goodness_neg"], g_neg, f"negative goodness, step {t}", 3e-5)
+    assert_close(metrics["loss"], losses, f"losses, step {t}", 3e-5)
+    assert_close(metrics["goodness_pos"], g_pos, f"positive goodness, step {t}", 3e-5)
+    assert_close(metrics["goodness_neg"], g_neg, f"negative goodness, step {t}", 3e-5)
 
     q = oracle.softmax(logits)
     readout_loss = -np.log(q[np.arange(ROWS), true]).mean()
-    close(metrics["readout_loss/softmax_head"], readout_loss, f"readout loss, step {t}", 5e-5)
+    assert_close(
+      metrics["readout_loss/softmax_head"], readout_loss, f"readout loss, step {t}", 5e-5
+    )
     grad = features.T @ (q - np.eye(CLASSES)[true]) / ROWS
     head = head_optimizer(head, {"kernel": grad})
-    close(state.readouts[1].params["kernel"], head["kernel"], f"readout, step {t}", 2e-5, 1e-5)
+    assert_close(
+      state.readouts[1].params["kernel"], head["kernel"], f"readout, step {t}", 2e-5, 1e-5
+    )
 
-  for layer, (got, want) in enumerate(zip(layers_of(trainer, state), by_hand.layers, strict=True)):
-    for part in ("kernel", "bias"):
-      # Adam divides by the gradient's size, so rounding of small gradients shows.
-      atol = 4e-5 if optimizer.name == "adam" else 1e-5
-      close(got[part], want[part], f"{part} of layer {layer}", 1e-5, atol)
-      moved = np.abs(want[part] - first[layer][part])[..., 1:].max()
-      assert moved > 0.01, f"{part} of layer {layer} hardly moved ({moved}): the test is blind"
-    if own.get("peer_strength"):
-      mean = trainer.layer_states(state)[layer].stats["method"]["mean_activity"]
-      close(mean, by_hand.means[layer], f"mean activity of layer {layer}", 2e-5)
+  # Adam divides by the gradient's size, so rounding of small gradients shows.
+  atol = 4e-5 if optimizer.name == "adam" else 1e-5
+  assert_layers(layers64(trainer, state), by_hand.layers, first, atol)
+  if own.get("peer_strength"):
+    for layer, s in enumerate(trainer.layer_states(state)):
+      mean = s.stats["method"]["mean_activity"]
+      assert_close(mean, by_hand.means[layer], f"mean activity of layer {layer}", 2e-5)
+
+
+def test_initial_goodness_and_loss_of_the_public_codes():
+  """E[G_1] = D/2 after "rms" with variance 1/fan_in; 1/(3 fan_in) after "l2" with PyTorch's init.
+
+  The two scales differ by a thousand; a preset with the wrong one does not learn at its rates.
+  """
+  rng = np.random.default_rng(0)
+  batch = Batch(
+    jnp.asarray(rng.uniform(0, 1, (32, 28, 28, 1)), jnp.float32),
+    jnp.asarray(rng.integers(0, 10, 32), jnp.int32),
+  )
+
+  def first_step(config, init, sizes):
+    network = make_network(
+      "mlp", numerics=float32(), activation="relu", kernel_init=init, sizes=sizes
+    )
+    trainer = make_trainer(
+      network,
+      forward_forward(config, 10),
+      [score_sum()],
+      image_shape=(28, 28, 1),
+      optimizer=make_optimizer(OptimizerConfig("sgd", 1e-3)),
+    )
+
+    def run(key):
+      return trainer.step(trainer.init(key, batch), batch)[1]
+
+    return jit(run)(jax.random.key(17))
+
+  matlab = first_step(ForwardForwardConfig(), "fan_in_normal", (1000,))
+  # A unit's variance over the weights is that of relu(N(0, 1))**2, 5/4; units are independent.
+  sigma = (1000 * 5 / 4) ** 0.5
+  assert abs(float(matlab["goodness_pos"][0]) - 500) < 4 * sigma
+  pezeshki = first_step(
+    ForwardForwardConfig(normalization="l2", goodness="mean", theta=2.0), "torch_linear", (500, 500)
+  )
+  np.testing.assert_allclose(pezeshki["goodness_pos"], (4.25e-4, 6.67e-4), rtol=0.3)
+  np.testing.assert_allclose(pezeshki["loss"], 1.1269, atol=1e-3)
+
+
+def test_permuting_hidden_units_changes_no_goodness_and_lengths_are_not_handed_on():
+  """Both hold for Hinton's layers; a layer norm or a mean over the wrong axis would break them."""
+  method = forward_forward(ForwardForwardConfig(goodness="mean"), CLASSES)
+  trainer = make_trainer(
+    make_mlp(SHALLOW),
+    method,
+    [score_sum()],
+    image_shape=SHAPE,
+    optimizer=make_optimizer(OptimizerConfig("sgd", 1e-3)),
+  )
+  batch = make_batch(0)
+  state = jit(trainer.init)(jax.random.key(0), batch)
+  order = np.random.default_rng(0).permutation(SHALLOW[0])
+
+  def with_dense(state, first, second):
+    layers = [
+      dataclasses.replace(s, params={"layer": {"dense": d}, "method": {}})
+      for s, d in zip(state.layers, (first, second), strict=True)
+    ]
+    return dataclasses.replace(state, layers=tuple(layers))
+
+  one, two = (s.params["layer"]["dense"] for s in state.layers)
+  permuted = with_dense(
+    state,
+    {"kernel": one["kernel"][:, order], "bias": one["bias"][order]},
+    {"kernel": two["kernel"][order], "bias": two["bias"]},
+  )
+  longer = with_dense(state, jax.tree.map(lambda w: 7 * w, one), two)
+  answer = jit(trainer.answer)
+  base, same, long = (answer(s, batch.image).layers for s in (state, permuted, longer))
+  for layer in range(2):
+    np.testing.assert_allclose(same[layer], base[layer], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(long[0], 49 * base[0], rtol=1e-5)
+  np.testing.assert_allclose(long[1], base[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("style", ["overlay", "prepend", "pattern"])
+def test_views_differ_only_in_the_label(style):
+  """The same image in both views, the candidate views and the neutral one; nothing else moves."""
+  config = ForwardForwardConfig(label_style=style, normalization="none", pattern_size=20)
+  method = forward_forward(config, CLASSES)
+  batch = make_batch(1)
+  pos, neg = np.asarray(jit(method.views)(jax.random.key(0), batch, None)).reshape(2, ROWS, -1)
+  plain = np.asarray(jit(method.plain_view)(batch.image)).reshape(ROWS, -1)
+  scored = np.asarray(jit(method.score_views)(batch.image)).reshape(CLASSES, ROWS, -1)
+  code = {"overlay": CLASSES, "prepend": CLASSES, "pattern": 20}[style]
+  pixels = np.asarray(batch.image).reshape(ROWS, -1)[:, CLASSES if style == "overlay" else 0 :]
+  for view in (pos, neg, plain, *scored):
+    np.testing.assert_array_equal(view[:, code:], pixels)
+  label = np.asarray(batch.label)
+  np.testing.assert_array_equal(pos, scored[label, np.arange(ROWS)])
+  assert not np.any(np.all(pos == neg, axis=-1))
+  np.testing.assert_allclose(plain[:, :code], scored.mean(0)[:, :code], rtol=1e-6)
+  if style != "pattern":
+    np.testing.assert_array_equal(pos[:, :code], np.eye(CLASSES)[label])
+
+
+def test_hybrid_supervision_shows_no_label():
+  """Unsupervised: the positive view is the image, and layers have no class scores."""
+  method = forward_forward(
+    ForwardForwardConfig(supervision="hybrid", normalization="none"), CLASSES
+  )
+  batch = make_batch(2)
+  pos, neg = np.asarray(jit(method.views)(jax.random.key(0), batch, None))
+  np.testing.assert_array_equal(pos, batch.image)
+  np.testing.assert_array_equal(method.plain_view(batch.image), batch.image)
+  assert method.score_views is None and method.negatives_from is None
+  assert np.all((neg[:, None] == np.asarray(batch.image)[None]).any(axis=1))
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("supervision", "none"),
+    ("label_style", "overlays"),
+    ("negatives", "hard"),
+    ("normalization", "layer"),
+    ("goodness", "max"),
+    ("loss", "hinge"),
+    ("peer", "matlab"),
+    ("temperature", 0.0),
+    ("alpha", -1.0),
+    ("eps", 1e-20),
+    ("peer_momentum", 1.0),
+  ],
+)
+def test_bad_configurations_are_named(field, value):
+  with pytest.raises(ValueError, match=field):
+    forward_forward(ForwardForwardConfig(**{field: value}), CLASSES)
+
+
+def test_overlay_needs_room_for_the_image():
+  method = forward_forward(ForwardForwardConfig(), 10)
+  with pytest.raises(ValueError, match="prepend"):
+    method.plain_view(jnp.zeros((2, 3, 3, 1)))

@@ -38,8 +38,8 @@ def normalize_backward(kind: str, v: Array, eps: float, grad: Array) -> Array:
   if kind == "none":
     return grad
   mean = np.mean if kind == "rms" else np.sum
-  length = np.sqrt(mean(v**2, -1) + eps**2)[:, None]
-  return grad / length - v * mean(grad * v, -1)[:, None] / length**3
+  size = np.sqrt(mean(v**2, -1) + eps**2)[:, None]
+  return grad / size - v * mean(grad * v, -1)[:, None] / size**3
 
 
 class Sgd:
@@ -202,8 +202,13 @@ class ForwardForward:
     return losses, g_pos_means, g_neg_means
 
 
+def length(v: Array) -> Array:
+  """`[..., 1]`; the floor keeps a zero row at zero."""
+  return np.sqrt(np.sum(v**2, -1, keepdims=True) + 1e-12)
+
+
 def unit(v: Array) -> Array:
-  return v / np.linalg.norm(v, axis=-1, keepdims=True)
+  return v / length(v)
 
 
 def prototype_scores(z: Array, p: Array, pooling: float) -> Array:
@@ -218,11 +223,9 @@ def prototype_backward(z: Array, p: Array, pooling: float, d: Array) -> tuple[Ar
   s = np.einsum("bd,kmd->bkm", zh, ph)
   weight = d[:, :, None] * softmax(pooling * s)
   through = np.einsum("bkm,kmd->bd", weight, ph)
-  dz = (through - zh * np.sum(zh * through, -1, keepdims=True)) / np.linalg.norm(
-    z, axis=-1, keepdims=True
-  )
+  dz = (through - zh * np.sum(zh * through, -1, keepdims=True)) / length(z)
   dp = np.einsum("bkm,bd->kmd", weight, zh) - ph * np.sum(weight * s, 0)[..., None]
-  return dz, dp / np.linalg.norm(p, axis=-1, keepdims=True)
+  return dz, dp / length(p)
 
 
 class Hyperspherical:
