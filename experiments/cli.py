@@ -8,11 +8,16 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+EXIT_STOPPED = 1
 EXIT_USAGE = 2
 
 
 class UsageError(Exception):
   """Input that the command refuses; its text is the one sentence that the user sees."""
+
+
+class Stopped(Exception):
+  """Work that ended early for a reason that its text names; exit code 1, without a traceback."""
 
 
 @contextlib.contextmanager
@@ -38,7 +43,7 @@ def run(
 
   Flag errors, arguments that are no flags, missing configuration files, unknown configuration
   fields and `UsageError` from `main` become one sentence on stderr and exit code 2, where absl
-  alone would exit with 1. Other exceptions keep their traceback. `--help` exits with 0.
+  alone would exit with 1; so does `Stopped`, with exit code 1. Other exceptions keep their traceback. `--help` exits with 0.
 
   Args:
     main: gets the program's name as its only argument; None is returned for success.
@@ -56,6 +61,9 @@ def run(
       return main(args)
     except UsageError as error:
       _refuse(error)
+    except Stopped as error:
+      _say(error)
+      return EXIT_STOPPED
 
   logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes; --verbosity=0 shows it
   app.run(guarded_main, argv=given[:1] + missing + given[1:], flags_parser=_parse)
@@ -84,6 +92,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse(error: Exception | str) -> NoReturn:
+  _say(error)
+  sys.exit(EXIT_USAGE)
+
+
+def _say(error: Exception | str) -> None:
   program = pathlib.Path(sys.argv[0]).stem
   sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
-  sys.exit(EXIT_USAGE)

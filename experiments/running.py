@@ -2,10 +2,11 @@
 
 import pathlib
 
-from experiments import config, console, workdir
+from experiments import cli, config, console, workdir
 from experiments.assembly import Experiment
 from fflax.training import checkpoint
-from fflax.training.loop import train
+from fflax.training.loop import Diverged, Interrupted, train
+from fflax.training.metrics import MetricsError
 from fflax.types import TrainState
 
 
@@ -15,27 +16,33 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
   Between epochs the validation split is evaluated; the test split only where there is no other.
 
   Raises:
-    Diverged, Interrupted, CheckpointError: see `fflax.training.loop.train`.
+    UsageError: the folder's newest checkpoint or its metrics are damaged; nothing was changed.
+    Stopped: a loss is not finite any more, or a signal came.
   """
   data = experiment.dataset
   name = "validation" if data.validation else "test"
   monitor = experiment.evaluator(name, data.validation or data.test)
   workdir.open_run(folder, experiment.config)
   first_step = checkpoint.latest_step(folder / "checkpoints") or 0
-  with console.Bar(experiment, first_step) as bar:
-    return train(
-      experiment.trainer,
-      experiment.feed,
-      state,
-      experiment.images,
-      experiment.labels,
-      experiment.plan,
-      schedule=experiment.schedule,
-      evaluate=monitor,
-      directory=folder,
-      fingerprint=config.fingerprint(experiment.config),
-      on_row=bar.update,
-    )
+  try:
+    with console.Bar(experiment, first_step) as bar:
+      return train(
+        experiment.trainer,
+        experiment.feed,
+        state,
+        experiment.images,
+        experiment.labels,
+        experiment.plan,
+        schedule=experiment.schedule,
+        evaluate=monitor,
+        directory=folder,
+        fingerprint=config.fingerprint(experiment.config),
+        on_row=bar.update,
+      )
+  except (checkpoint.CheckpointError, MetricsError) as error:
+    raise cli.UsageError(str(error)) from error
+  except (Diverged, Interrupted) as stop:
+    raise cli.Stopped(str(stop)) from stop
 
 
 def final_accuracies(experiment: Experiment, state: TrainState) -> dict[str, dict[str, float]]:

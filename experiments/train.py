@@ -5,7 +5,6 @@ run that was cut, or re-evaluates a finished one. Bad input ends in one sentence
 """
 
 import pathlib
-import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -15,10 +14,10 @@ from experiments.assembly import build, prove_locality
 from experiments.closing import close_run
 from experiments.running import run_in
 from fflax.training import checkpoint
-from fflax.training.loop import Diverged, Interrupted
 
+_DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py"), "configuration file"
+  "config", None, "configuration file; default: ff_digits.py"
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "folder of the run; empty: runs/<name of the configuration file>"
@@ -54,16 +53,10 @@ def main(argv: list[str]) -> int:
     )
   else:
     console.console.print(f"workdir   {folder}")
-  try:
-    state = run_in(experiment, state, folder)
-  except (Diverged, Interrupted) as stop:
-    sys.stderr.write(f"train: {stop}\n")
-    return 1
-  except (checkpoint.CheckpointError, ValueError) as refusal:
-    raise cli.UsageError(str(refusal)) from refusal
+  state = run_in(experiment, state, folder)
   close_run(experiment, state, matrix, folder)
   return 0
 
 
 if __name__ == "__main__":
-  cli.run(main)
+  cli.run(main, defaults={"config": _DEFAULT_CONFIG})

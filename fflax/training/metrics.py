@@ -15,6 +15,11 @@ from typing import Any
 import numpy as np
 from tensorboardX import SummaryWriter
 
+
+class MetricsError(ValueError):
+  """The rows of a run are damaged or do not reach its checkpoint; one sentence."""
+
+
 Row = dict[str, float | int | None]
 """`step`, `epoch`, and flat metrics; None (JSON `null`) stands for not reported or not finite."""
 
@@ -74,7 +79,7 @@ def cut_rows(path: str | os.PathLike, step: int) -> None:
   kept = [(row, line) for row, line in rows if row["step"] <= step]  # type: ignore[operator]
   last = kept[-1][0]["step"] if kept else 0
   if last != step:
-    raise ValueError(f"{path} ends at step {last}, but the checkpoint to go on from is at {step}")
+    raise MetricsError(f"{path} ends at step {last}, but the checkpoint to go on from is at {step}")
   content = b"".join(line for _, line in kept)
   if path.exists() and path.read_bytes() != content:
     unfinished = path.with_name(f".{path.name}.unfinished")
@@ -96,7 +101,7 @@ def _parse(path: Path) -> list[tuple[Row, bytes]]:
       if not isinstance(row["step"], int):
         raise TypeError
     except (ValueError, KeyError, TypeError):
-      raise ValueError(f"{path} is broken: line {number} is not a row of metrics") from None
+      raise MetricsError(f"{path} is broken: line {number} is not a row of metrics") from None
     rows.append((row, line))
   return rows
 

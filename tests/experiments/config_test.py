@@ -1,0 +1,94 @@
+"""Configurations: what they refuse, and that they survive flags and JSON."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from experiments import config as config_lib
+from experiments.assembly import check
+from experiments.config import DataConfig, ExperimentConfig
+
+CONFIGS = sorted((pathlib.Path(config_lib.__file__).parent / "configs").glob("*.py"))
+
+
+def load(path: pathlib.Path) -> ExperimentConfig:
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return config_lib.from_mapping(module.get_config().to_dict())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_file_is_possible_and_survives_json(path):
+  chosen = load(path)
+  check(chosen)
+  again = config_lib.from_mapping(json.loads(json.dumps(config_lib.as_dict(chosen))))
+  assert again == chosen
+  assert config_lib.fingerprint(again) == config_lib.fingerprint(chosen)
+  assert "python -m experiments.train" in path.read_text().split('"""')[1]
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    ({"method": "nothing"}, "unknown method 'nothing'; there are forward_forward"),
+    ({"network": "nothing"}, "unknown network 'nothing'"),
+    ({"readouts": ("nothing",)}, "unknown readout 'nothing'"),
+    ({"readouts": ("score_sum", "score_sum")}, "different names"),
+    ({"readouts": ()}, "one or more"),
+    ({"epochs": 0}, "epochs must be at least 1, not 0"),
+    ({"seed": -1}, "seed must be in"),
+    ({"data": {"batch_size": 0}}, "batch sizes"),
+    ({"data": {"colour": 1}}, "unknown field 'colour' of data"),
+    ({"speed": 3}, "unknown field 'speed' of config"),
+    ({"methods": {"forward_forward": {"thta": 1}}}, "unknown field 'thta'"),
+  ],
+)
+def test_wrong_fields_are_one_sentence(changes, sentence):
+  with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    config_lib.from_mapping(changes)
+  assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    ({"numerics": "int3"}, "unknown numerics 'int3'"),
+    ({"schedule": "never"}, "unknown schedule 'never'"),
+    ({"activation": "step"}, "step"),
+    ({"networks": {"mlp": {"sizes": ()}}}, "sizes"),
+    ({"networks": {"mlp": {"depth": 3}}}, "depth"),
+    ({"method": "backprop", "schedule": "greedy"}, "method 'backprop' is global"),
+    ({"methods": {"forward_forward": {"goodness": "max"}}}, "goodness must be one of"),
+    ({"optimizer": {"name": "lion"}}, "unknown optimizer 'lion'"),
+    ({"optimizer": {"learning_rate": 0.0}}, "learning_rate must be positive"),
+  ],
+)
+def test_impossible_choices_are_refused_without_data(changes, sentence):
+  with pytest.raises(ValueError, match="^[^\n]*$") as error:
+    check(config_lib.from_mapping({**changes, "data": {"name": "/nowhere.npz"}}))
+  assert sentence in str(error.value)
+
+
+def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
+  base = ExperimentConfig()
+  same = [
+    dataclasses.replace(base, data=dataclasses.replace(base.data, data_dir="/elsewhere")),
+    dataclasses.replace(base, methods={**base.methods, "hyperspherical": base.methods["backprop"]}),
+  ]
+  other = [
+    dataclasses.replace(base, seed=1),
+    dataclasses.replace(base, data=DataConfig(batch_size=7)),
+    dataclasses.replace(base, networks={"mlp": {"sizes": (3,)}}),
+  ]
+  assert {config_lib.fingerprint(c) for c in same} == {config_lib.fingerprint(base)}
+  assert len({config_lib.fingerprint(c) for c in [base, *other]}) == 4
+
+
+def test_differences_name_the_fields():
+  a = config_lib.as_dict(ExperimentConfig())
+  b = config_lib.as_dict(ExperimentConfig(seed=1, networks={"mlp": {"sizes": (3,)}}))
+  assert config_lib.differences(a, b) == ["networks.mlp.sizes", "seed"]
