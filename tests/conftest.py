@@ -1,10 +1,27 @@
 """What every test shares: the CPU, strict broadcasting, repeatable examples, real data."""
 
+import hashlib
 import os
 import pathlib
+import platform
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _cpu() -> str:
+  """Tells CPUs apart: compiled code must not travel to one without the same instructions."""
+  info = pathlib.Path("/proc/cpuinfo")
+  lines = info.read_text().splitlines() if info.exists() else []
+  flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+  return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+
 
 # Before jax is imported; `JAX_PLATFORMS=cuda make test` is still possible.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compilation is most of the tests' time: what one test compiled, the other worker, the programs
+# that tests start and the next run read from here. Keyed by the program: a change compiles anew.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / f"jax-{_cpu()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 import hypothesis
 import jax
@@ -18,8 +35,6 @@ hypothesis.settings.register_profile(
   "fflax", deadline=None, max_examples=25, derandomize=True, database=None
 )
 hypothesis.settings.load_profile("fflax")
-
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ Exit code 0: all caught; 1: one was missed; 2: one cannot be planted, or its tes
 import argparse
 import concurrent.futures
 import enum
+import functools
 import os
 import pathlib
 import shutil
@@ -83,13 +84,16 @@ class Result(NamedTuple):
   output: str = ""
 
 
-def copy_tree(target: pathlib.Path) -> None:
+def make_tree(scratch: pathlib.Path) -> pathlib.Path:
+  """A fresh copy of what the tests need, beside the other copies in `scratch`."""
+  tree = pathlib.Path(tempfile.mkdtemp(prefix="tree_", dir=scratch))
   ignore = shutil.ignore_patterns("__pycache__", ".*")
   for name in COPIED:
     if (ROOT / name).is_dir():
-      shutil.copytree(ROOT / name, target / name, ignore=ignore)
+      shutil.copytree(ROOT / name, tree / name, ignore=ignore)
     elif (ROOT / name).exists():
-      shutil.copy(ROOT / name, target / name)
+      shutil.copy(ROOT / name, tree / name)
+  return tree
 
 
 def plant(fault: Fault, tree: pathlib.Path) -> str | None:
@@ -107,15 +111,24 @@ def plant(fault: Fault, tree: pathlib.Path) -> str | None:
   return None
 
 
+def environment(tree: pathlib.Path) -> dict[str, str]:
+  """`tree` before the checkout; what a fault does not change is compiled once for all of them."""
+  changes = {
+    "PYTHONPATH": str(tree),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled"),
+  }
+  return {**os.environ, **changes}
+
+
 def run_tests(tree: pathlib.Path, tests: tuple[str, ...], *options: str) -> tuple[int | None, str]:
-  """pytest's exit code (None if it took too long) and output, with `tree` before the checkout."""
-  environment = dict(os.environ, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
-  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+  """pytest's exit code (None if it took too long) and output in `tree`."""
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""]
   try:
     done = subprocess.run(
-      [*command, "-m", "", *options, *tests],
+      [*command, *options, *tests],
       cwd=tree,
-      env=environment,
+      env=environment(tree),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -127,14 +140,12 @@ def run_tests(tree: pathlib.Path, tests: tuple[str, ...], *options: str) -> tupl
   return done.returncode, done.stdout
 
 
-def try_fault(fault: Fault) -> Result:
+def try_fault(scratch: pathlib.Path, fault: Fault) -> Result:
   """Plants one fault in a fresh copy and runs its tests there."""
-  with tempfile.TemporaryDirectory(prefix="fflax_fault_") as name:
-    tree = pathlib.Path(name)
-    copy_tree(tree)
-    if reason := plant(fault, tree):
-      return Result(Verdict.BROKEN, reason)
-    code, output = run_tests(tree, fault.tests, "-x")
+  tree = make_tree(scratch)
+  if reason := plant(fault, tree):
+    return Result(Verdict.BROKEN, reason)
+  code, output = run_tests(tree, fault.tests, "-x")
   last = output.strip().splitlines()[-1] if output.strip() else ""
   if code == 1:
     return Result(Verdict.CAUGHT, last)
@@ -144,25 +155,33 @@ def try_fault(fault: Fault) -> Result:
   return Result(Verdict.BROKEN, f"{reason}; {last}", output)
 
 
-def check_clean(faults: list[Fault]) -> str | None:
-  """Runs all the tests without a fault: a catch counts only if they pass, and read the copy."""
-  with tempfile.TemporaryDirectory(prefix="fflax_clean_") as name:
-    tree = pathlib.Path(name)
-    copy_tree(tree)
-    where = subprocess.run(
-      [sys.executable, "-c", "import fflax.random as module; print(module.__file__)"],
-      cwd=tree,
-      env=dict(os.environ, PYTHONPATH=str(tree)),
-      capture_output=True,
-      text=True,
-    )
-    if not pathlib.Path(where.stdout.strip()).resolve().is_relative_to(tree.resolve()):
-      return f"the copy is not what Python imports: {where.stdout.strip()}{where.stderr}"
-    for tests in dict.fromkeys(fault.tests for fault in faults):
-      code, output = run_tests(tree, tests)
-      if code != 0:
-        return f"without a fault, pytest {' '.join(tests)} ends with exit code {code}:\n{output}"
-  return None
+def try_clean(tree: pathlib.Path, tests: tuple[str, ...]) -> str | None:
+  """Why a catch by `tests` would prove nothing: they fail without a fault too. Else None."""
+  code, output = run_tests(tree, tests)
+  if code == 0:
+    return None
+  reason = "takes too long" if code is None else f"ends with exit code {code}"
+  return f"without a fault, pytest {' '.join(tests)} {reason}\n{output}"
+
+
+def check_import(tree: pathlib.Path) -> str | None:
+  """Why tests in `tree` would not see a fault: Python imports another copy. Else None."""
+  command = [sys.executable, "-c", "import fflax.random as module; print(module.__file__)"]
+  done = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
+  if pathlib.Path(done.stdout.strip()).resolve().is_relative_to(tree.resolve()):
+    return None
+  return f"the copy is not what Python imports: {done.stdout.strip()}{done.stderr}"
+
+
+def check_clean(
+  scratch: pathlib.Path, faults: list[Fault], pool: concurrent.futures.Executor
+) -> str | None:
+  """The first reason not to trust a verdict, or None."""
+  tree = make_tree(scratch)
+  if reason := check_import(tree):
+    return reason
+  every = dict.fromkeys(fault.tests for fault in faults)
+  return next(filter(None, pool.map(functools.partial(try_clean, tree), every)), None)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,13 +201,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
   start = time.monotonic()
-  print(f"Running the tests of {len(faults)} faults without a fault", flush=True)
-  if reason := check_clean(faults):
-    print(reason, file=sys.stderr)
-    return 2
   results = []
-  with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
-    for fault, result in zip(faults, pool.map(try_fault, faults), strict=True):
+  with (
+    tempfile.TemporaryDirectory(prefix="fflax_mutation_") as name,
+    concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool,
+  ):
+    scratch = pathlib.Path(name)
+    print(f"Running the tests of {len(faults)} faults without a fault", flush=True)
+    if reason := check_clean(scratch, faults, pool):
+      print(reason, file=sys.stderr)
+      return 2
+    verdicts = pool.map(functools.partial(try_fault, scratch), faults)
+    for fault, result in zip(faults, verdicts, strict=True):
       results.append(result)
       print(f"{result.verdict.value:7} {fault.file}: {fault.what} ({result.detail})", flush=True)
       if result.output:
