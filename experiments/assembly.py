@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from fflax.core.readouts import make_readout
 from fflax.data import sources, stream
 from fflax.data.augment import make_preprocess
 from fflax.data.dataset import Dataset, Split
-from fflax.data.normalize import statistics
+from fflax.data.normalize import Normalization, statistics
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training.chunk import Feed
@@ -138,7 +138,7 @@ def build(config: ExperimentConfig) -> Experiment:
   )
   size = len(dataset.train.label)
   steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
-  mean, std = statistics(dataset, data.normalization)
+  mean, std = statistics(dataset, cast(Normalization, data.normalization))
   preprocess = make_preprocess(dataset.max_value, mean, std, data.augment)
   parts = _trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
@@ -209,7 +209,7 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
 
 def count_parameters(state: TrainState) -> int:
   """Trained numbers in all layers, extras and readouts."""
-  trees = [s.params for s in (*state.layers, *state.readouts)]
+  trees = [[s.params for s in state.layers], [s.params for s in state.readouts]]
   return sum(leaf.size for leaf in jax.tree.leaves(trees))
 
 

@@ -43,7 +43,8 @@ def run(
 
   Flag errors, arguments that are no flags, missing configuration files, unknown configuration
   fields and `UsageError` from `main` become one sentence on stderr and exit code 2, where absl
-  alone would exit with 1; so does `Stopped`, with exit code 1. Other exceptions keep their traceback. `--help` exits with 0.
+  alone would exit with 1; so does `Stopped`, with exit code 1. Other exceptions keep their
+  traceback. `--help` exits with 0.
 
   Args:
     main: gets the program's name as its only argument; None is returned for success.

@@ -40,12 +40,13 @@ def temp_bytes(name: str, config, depth: int, *, stack: bool = True) -> int:
     optimizer=optax.sgd(1e-2, momentum=0.9),
     stack=stack,
   )
-  batch = Batch(
-    jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-  )
+  batch = jax.eval_shape(lambda: Batch(jnp.zeros((BATCH, WIDTH)), jnp.zeros((BATCH,), jnp.int32)))
   state = jax.eval_shape(trainer.init, jax.random.key(0), batch)
   compiled = jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile()
-  return compiled.memory_analysis().temp_size_in_bytes
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    raise RuntimeError(f"the {jax.default_backend()} compiler gives no memory analysis")
+  return analysis.temp_size_in_bytes
 
 
 def cases() -> dict:

@@ -6,6 +6,8 @@ of the input; a wrong label makes a negative. Without labels, negatives are hybr
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,11 @@ class ForwardForwardConfig:
     for field in ("temperature", "alpha"):
       if not getattr(self, field) > 0:
         raise ValueError(f"forward_forward {field} must be positive, not {getattr(self, field)}")
+    if self.negatives == "goodness_hard" and not self.maximize:
+      raise ValueError(
+        "negatives 'goodness_hard' are drawn in proportion to the root of the goodness and need "
+        "maximize=True"
+      )
     check_eps(self.eps)
     if not 0 <= self.peer_momentum < 1:
       raise ValueError(f"peer_momentum must be in [0, 1), not {self.peer_momentum}")
@@ -198,7 +205,10 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
     g = goodness(params, stats, out)
     return jnp.transpose(g if config.maximize else -g)
 
-  hard = {"softmax_hard": "plain", "goodness_hard": "scores"} if supervised else {}
+  hard: Mapping[str, Literal["plain", "scores"]] = {
+    "softmax_hard": "plain",
+    "goodness_hard": "scores",
+  }
   return Method(
     name="forward_forward",
     paper="G. Hinton, The Forward-Forward Algorithm, 2022, arXiv 2212.13345",
@@ -212,5 +222,5 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
     local_loss=local_loss,
     class_scores=class_scores,
     goodness=goodness,
-    negatives_from=hard.get(config.negatives),
+    negatives_from=hard.get(config.negatives) if supervised else None,
   )

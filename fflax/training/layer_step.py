@@ -40,7 +40,13 @@ class Run(NamedTuple):
 def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:
   """The fresh state of layer `index` for inputs like `x` `[B, ...]`, and what it hands on."""
   layer, method = run.network.layers[index], run.method
-  params, stats = layer.init(layer_key(key, index, Role.PARAMS), x)
+  try:
+    params, stats = layer.init(layer_key(key, index, Role.PARAMS), x)
+  except ValueError as error:
+    raise ValueError(
+      f"layer {layer.name!r} of network {run.network.name!r} cannot take what method "
+      f"{method.name!r} hands it, shape {list(x.shape[1:])}: {error}"
+    ) from error
   out, _ = layer.apply(params, stats, x, train=False)
   is_last = index == len(run.network.layers) - 1
   extras, extra_stats = method.init_layer(layer_key(key, index, Role.EXTRAS), out, is_last)
@@ -90,6 +96,7 @@ def layer_loss(
 
 
 def update_layer(run: Run, state: LayerState, grads: PyTree, stats: PyTree) -> LayerState:
+  """One step of the layer's own optimiser."""
   updates, opt_state = run.optimizer.update(grads, state.opt_state, state.params)
   return LayerState(optax.apply_updates(state.params, updates), opt_state, stats)
 

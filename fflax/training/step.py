@@ -63,12 +63,13 @@ def present_answer(
   run: Run,
   state: TrainState,
   states: Sequence[LayerState],
-  features: tuple[Array, ...] | None,
+  features: tuple[Array, ...],
   image: Array,
 ) -> Array | None:
   """The class scores that hard negatives are drawn from, before this step's updates."""
   if run.method.negatives_from == "scores":
-    return lax.stop_gradient(sum(s for s in layer_scores(run, states, image) if s is not None))
+    scores = [s for s in layer_scores(run, states, image) if s is not None]
+    return lax.stop_gradient(sum(scores[1:], scores[0]))
   if run.method.negatives_from == "plain":
     heads = zip(run.readouts, state.readouts, strict=True)
     readout, own = next((r, s) for r, s in heads if r.loss is not None)
@@ -180,8 +181,9 @@ def make_trainer(
     state: TrainState, batch: Batch, loss_weights: Array | None = None
   ) -> tuple[TrainState, Metrics]:
     key = step_key(state.key, state.step)
-    states, features, metrics = layer_states(state), None, {}
-    readout_states = state.readouts
+    states, readout_states = layer_states(state), state.readouts
+    features: tuple[Array, ...] = ()
+    metrics: Metrics = {}
     if trains_readout:
       features = plain_features(run, states, batch.image)
       readout_states, metrics = train_readouts(run, state.readouts, features, batch.label)
@@ -202,6 +204,7 @@ def make_trainer(
     return Answers(predictions, scores)
 
   def goodness(state: TrainState, batch: Batch, key: Key) -> Array:
+    assert method.goodness is not None
     states = layer_states(state)
     features = plain_features(run, states, batch.image)
     x = method.views(key, batch, present_answer(run, state, states, features, batch.image))

@@ -15,7 +15,9 @@ from fflax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
-  "--config.networks.mlp.sizes=(24,24)",
+  "--config.networks.mlp.sizes=(64,64)",
+  "--config.optimizer.name=adam",
+  "--config.optimizer.learning_rate=0.003",
   "--config.epochs=6",
   "--config.eval_every=2",
   "--config.checkpoint_every=2",
@@ -136,7 +138,7 @@ BAD = {
   "wrong type": (["--config.epochs=many"], "epochs"),
   "unknown method": (["--config.method=magic"], "unknown method 'magic'"),
   "impossible schedule": (["--config.method=backprop", "--config.schedule=greedy"], "global"),
-  "label too long": (["--config.network=small_cnn"], "prepend"),
+  "flat views for a conv net": (["--config.network=small_cnn"], "layer 'conv_1'"),
   "no such config": (["--config=/nowhere/c.py"], "nowhere"),
   "no such data": (["--config.data.name=nowhere"], "there is no data set 'nowhere'"),
   "stray argument": (["fast"], "fast"),
