@@ -188,12 +188,13 @@ def _draw_panel(
   percent = 100.0 if what == "accuracy" else 1.0
   everything: list[float] = []
 
-  def line(key: str, color, style: str = "-", label: str | None = None) -> None:
+  def line(key: str, color: Any, style: str, marker: str, label: str | None) -> None:
     epochs, values = _series(rows, key)
     if values:
       values = [percent * v for v in values]
-      marker = "o" if len(values) <= 30 else None
-      ax.plot(epochs, values, style, color=color, label=label, marker=marker, ms=3, lw=1.4)
+      mark: dict[str, Any] = {"marker": marker, "ms": 4, "mfc": color if style == "-" else "white"}
+      few = mark if len(values) <= 30 else {}
+      ax.plot(epochs, values, style, color=color, label=label, lw=1.4, **few)
       everything.extend(values)
 
   count = len(layer_names)
@@ -202,16 +203,16 @@ def _draw_panel(
   for i, name in enumerate(layer_names):
     label = name if i in named else None
     if what == "goodness":
-      line(f"train/{name}/goodness_pos", colors[i], "-", label)
-      line(f"train/{name}/goodness_neg", colors[i], "--")
+      line(f"train/{name}/goodness_pos", colors[i], "-", "o", label)
+      line(f"train/{name}/goodness_neg", colors[i], "--", "o", None)
     else:
-      line(f"{split}/{name}/{what}", colors[i], "-", label)
+      line(f"{split}/{name}/{what}", colors[i], "-", "o", label)
   if what == "accuracy":
     head = f"{split}/accuracy/"
     readouts = sorted({key for row in rows for key in row if key.startswith(head)})
-    styles = ("--", ":", "-.")
     for i, key in enumerate(readouts):
-      line(key, "black", styles[i % 3], f"readout {key.removeprefix(head)}")
+      style, marker = (("--", "s"), (":", "^"), ("-.", "D"))[i % 3]
+      line(key, "black", style, marker, f"readout {key.removeprefix(head)}")
 
   units = {"accuracy": f"{split} accuracy (%)", "goodness": "mean goodness", "loss": "loss"}
   ax.set_ylabel(units[what])
@@ -220,8 +221,8 @@ def _draw_panel(
   handles, _ = ax.get_legend_handles_labels()
   if what == "goodness":
     handles += [
-      Line2D([], [], color="#444444", linestyle=style, label=view)
-      for view, style in zip(VIEWS[:2], _VIEW_STYLES, strict=False)
+      Line2D([], [], color="#444444", linestyle=style, marker="o", ms=4, mfc=fill, label=view)
+      for view, style, fill in zip(VIEWS[:2], _VIEW_STYLES, ("#444444", "white"), strict=False)
     ]
   ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
   return bool(everything)

@@ -21,8 +21,8 @@ import numpy as np
 from fflax.types import PyTree
 
 try:
-  from orbax.checkpoint import v1 as ocp  # where newer releases have it
-except ImportError:
+  from orbax.checkpoint import v1 as ocp
+except ImportError:  # pragma: no cover, releases that have it under its first name only
   from orbax.checkpoint.experimental import v1 as ocp
 
 _FORMAT = 1
@@ -206,16 +206,15 @@ def _from_numpy(array: np.ndarray | None, like: Any) -> jax.Array:
 
 
 def _difference(found: dict, expected: dict) -> str:
-  """The first difference of two descriptions, in words."""
-  for name in [*expected, *found]:
-    if name not in found:
-      return f"it has no array {name}"
-    if name not in expected:
-      return f"its array {name} is unknown to this one"
-    if found[name] != expected[name]:
-      (shape, dtype), (own_shape, own_dtype) = found[name], expected[name]
-      return f"its array {name} is {dtype}{shape}, where this one has {own_dtype}{own_shape}"
-  return "its arrays are in another order"
+  """The first difference of two descriptions that are not equal, in words."""
+  every = [*expected, *found]
+  name = next(n for n in every if found.get(n) != expected.get(n))
+  if name not in found:
+    return f"it has no array {name}"
+  if name not in expected:
+    return f"its array {name} is unknown to this one"
+  (shape, dtype), (own_shape, own_dtype) = found[name], expected[name]
+  return f"its array {name} is {dtype}{shape}, where this one has {own_dtype}{own_shape}"
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -135,16 +135,14 @@ def _first_failure(
   failed: Mapping[str, np.ndarray], layer_names: Sequence[str]
 ) -> tuple[int, str] | None:
   """The row of the first failure and who failed in it: a layer, if one did, or a readout."""
-  rows = {name: f.reshape(len(f), -1) for name, f in failed.items()}
-  bad = np.any(np.concatenate(list(rows.values()), axis=1), axis=1)
-  if not bad.any():
+  # Columns in the order of blame: the layers' losses, then each readout's.
+  readouts = sorted(name for name in failed if name != "loss")
+  names = [*layer_names, *(f"readout {name.partition('/')[2]}" for name in readouts)]
+  flags = np.column_stack([failed["loss"], *(failed[name] for name in readouts)])
+  if not flags.any():
     return None
-  first = int(np.argmax(bad))
-  for name in sorted(rows):  # "loss" comes before "readout_loss/..."
-    if rows[name][first].any():
-      layer = layer_names[int(np.argmax(rows[name][first]))]
-      return first, layer if name == "loss" else f"readout {name.partition('/')[2]}"
-  raise AssertionError
+  row, column = np.argwhere(flags)[0]
+  return int(row), names[column]
 
 
 def _is_broken(params: PyTree) -> Array:
