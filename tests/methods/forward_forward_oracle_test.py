@@ -335,6 +335,12 @@ def test_bad_configurations_are_named(field, value):
     forward_forward(ForwardForwardConfig(**{field: value}), CLASSES)
 
 
+def test_goodness_hard_negatives_need_a_goodness_to_climb():
+  """With scores -G every weight would be clipped to one value: uniform negatives, silently."""
+  with pytest.raises(ValueError, match="goodness_hard"):
+    forward_forward(ForwardForwardConfig(negatives="goodness_hard", maximize=False), CLASSES)
+
+
 def test_overlay_needs_room_for_the_image():
   method = forward_forward(ForwardForwardConfig(), 10)
   with pytest.raises(ValueError, match="prepend"):
