@@ -125,17 +125,18 @@ def _trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: 
   }
 
 
-def build(config: ExperimentConfig) -> Experiment:
-  """Loads the data and assembles the run.
+def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experiment:
+  """Loads the data (unless `dataset` is given) and assembles the run.
 
   Raises:
     ValueError: the data cannot be used or the combination is impossible; one sentence.
   """
   check(config)
   data = config.data
-  dataset = sources.load(
-    data.name, data_dir=data.data_dir or None, validation=data.validation, seed=config.seed
-  )
+  if dataset is None:
+    dataset = sources.load(
+      data.name, data_dir=data.data_dir or None, validation=data.validation, seed=config.seed
+    )
   size = len(dataset.train.label)
   steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
   mean, std = statistics(dataset, cast(Normalization, data.normalization))

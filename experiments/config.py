@@ -7,6 +7,7 @@ the budget. `methods` and `networks` hold the options of every registered one, s
 
 import dataclasses
 import hashlib
+import importlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -139,6 +140,12 @@ def to_flags(config: ExperimentConfig) -> ConfigDict:
     return tuple(value) if isinstance(value, list) else value
 
   return ConfigDict(tuples(as_dict(config)))
+
+
+def load_preset(name: str) -> ExperimentConfig:
+  """The configuration of `experiments/configs/<name>.py`."""
+  module = importlib.import_module(f"experiments.configs.{name}")
+  return from_mapping(module.get_config().to_dict())
 
 
 def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:

@@ -1,7 +1,6 @@
 """Configurations: what they refuse, and that they survive flags and JSON."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 
@@ -14,16 +13,9 @@ from experiments.config import DataConfig, ExperimentConfig
 CONFIGS = sorted((pathlib.Path(config_lib.__file__).parent / "configs").glob("*.py"))
 
 
-def load(path: pathlib.Path) -> ExperimentConfig:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return config_lib.from_mapping(module.get_config().to_dict())
-
-
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_file_is_possible_and_survives_json(path):
-  chosen = load(path)
+  chosen = config_lib.load_preset(path.stem)
   check(chosen)
   again = config_lib.from_mapping(json.loads(json.dumps(config_lib.as_dict(chosen))))
   assert again == chosen

@@ -63,7 +63,7 @@ def test_a_run_says_what_it_is_and_leaves_what_it_promises(finished):
   assert sum(line.startswith("figure") for line in text.splitlines()) == 3
   summary = json.loads((folder / "summary.json").read_text())
   assert summary["locality_matrix"] == [[1, 0], [0, 1]]
-  assert summary["accuracy"]["test"]["accuracy/score_sum"] > 0.5
+  assert summary["accuracy"]["test"]["accuracy/softmax_head"] > 0.5
 
 
 def test_the_same_command_re_evaluates_and_evaluate_agrees(finished):
