@@ -2,9 +2,9 @@
 
   python -m experiments.benchmarks.training_speed --data_dir=DIR [--examples=50000] [--rounds=3]
 
-1. An epoch of the `loewex` recipe (784-3x1000, batch 100; positive, negative and neutral views, peer
-   normalisation, readout trained along, data included) in float32 and bfloat16 against the same
-   recipe in eager PyTorch with its DataLoader (`torch_rivals`), turn by turn in this process.
+1. An epoch of the `loewex` recipe (784-3x1000, batch 100; positive, negative and neutral views,
+   peer normalisation, readout trained along, data included) in float32 and bfloat16 against the
+   same recipe in eager PyTorch with its DataLoader (`torch_rivals`), turn by turn in this process.
 2. Digits, a 256-256 Forward-Forward net: 16 seeds under one `vmap` against 16 runs in a row.
 
 Results are ratios of one run: `speedup` rows in experiments/results/training_speed.json.
@@ -134,7 +134,8 @@ def seeds_under_vmap() -> dict:
   def together() -> None:
     jax.block_until_ready(every(init_all(keys), *data))
 
-  alone(), together()
+  alone()
+  together()
   pairs = [(seconds(alone), seconds(together)) for _ in range(_ROUNDS.value)]
   return results.row(
     "speedup",
@@ -158,7 +159,8 @@ def main(argv: list[str]) -> int:
   rows = [seeds_under_vmap(), *against_torch()]
   for r in rows:
     console.print(
-      f"{r['preset']} {r['numerics']}: {r['mean']:.2f} +- {r['std']:.2f} times as fast as {r['rival']}"
+      f"{r['preset']} {r['numerics']}: {r['mean']:.2f} +- {r['std']:.2f} times as fast as "
+      f"{r['rival']}"
     )
   console.print(f"results   {results.write_study('training_speed', rows)}")
   return 0

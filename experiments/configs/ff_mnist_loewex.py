@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
       kernel_init="fan_out_normal",
       readouts=("softmax_head", "score_sum"),
       readout=ReadoutConfig(first_layer=1),
-      optimizer=OptimizerConfig("sgd", 1e-3, 0.9, 3e-4, decay_bias=True, schedule="cooldown"),
+      optimizer=OptimizerConfig("sgd", 1e-3, 0.9, 3e-4, no_decay=(), schedule="cooldown"),
       readout_optimizer=OptimizerConfig("sgd", 1e-2, 0.9, 3e-3, schedule="cooldown"),
       data=DataConfig("mnist", validation=10000, batch_size=100),
     )

@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
       epochs=150,
       method="hyperspherical",
       methods={
-        "hyperspherical": HypersphericalConfig(scale=15.0, margin=0.1, prototypes_per_class=4)
+        "hyperspherical": HypersphericalConfig(
+          scale=15.0, margin=0.1, prototypes_per_class=4, normalize_input=False
+        )
       },
       network="hff_cnn",
       kernel_init="he_normal",

@@ -35,8 +35,9 @@ class HypersphericalConfig:
     prototypes: "learned", "fixed_random", "fixed_orthogonal", "fixed_etf" or "ema".
     ema_decay: rho of "ema".
     loss: "smooth" (the margin cross-entropy) or "hard" (its limit).
-    normalization, eps: of what dense layers receive; conv layers hand on their (batch-normalised)
+    normalization, eps: of what dense layers hand on; conv layers hand on their (batch-normalised)
       maps as they are.
+    normalize_input: whether the image is normalised so too (conv nets take it standardised).
     aux_features, aux_kernel, aux_pool: the auxiliary conv head of layers with spatial outputs:
       `aux_kernel` conv to `aux_features` channels, no nonlinearity, average-pooled to a grid of
       `aux_pool` x `aux_pool`.
@@ -51,6 +52,7 @@ class HypersphericalConfig:
   loss: str = "smooth"
   normalization: str = "rms"
   eps: float = 1e-6
+  normalize_input: bool = True
   aux_features: int = 256
   aux_kernel: int = 3
   aux_pool: int = 2
@@ -114,7 +116,7 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
   trained = config.prototypes == "learned"
 
   def plain_view(image: Array) -> Array:
-    return normalize(image)
+    return normalize(image) if config.normalize_input else image
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
     del key, class_scores

@@ -20,8 +20,7 @@ class OptimizerConfig:
     learning_rate: the peak rate.
     momentum: of "sgd" and "dampened".
     weight_decay: see `name`.
-    decay_bias: whether biases decay too.
-    decay_extras: whether a method's extras (prototypes, heads) decay too.
+    no_decay: names of the parameters that do not decay: biases, and what only has a direction.
     schedule: "constant", "cosine" (to zero) or "cooldown" (constant, then linear in the second half
       of the epochs; see `cooldown`).
     cooldown: which published cool-down: "matlab", "ff_py" or "loewex".
@@ -33,8 +32,7 @@ class OptimizerConfig:
   learning_rate: float = 1e-3
   momentum: float = 0.9
   weight_decay: float = 0.0
-  decay_bias: bool = False
-  decay_extras: bool = False
+  no_decay: tuple[str, ...] = ("bias", "prototypes")
   schedule: str = "constant"
   cooldown: str = "loewex"
   warmup_epochs: float = 0.0
@@ -49,10 +47,12 @@ def cooldown_gain(kind: str, epoch: Array, epochs: int) -> Array:
   """
   if kind == "matlab":
     e = epoch + 1
-    return jnp.where(e <= epochs / 2, 1.0, (1 + 2 * (epochs - e)) / epochs)
-  if kind == "ff_py":
-    return jnp.where(epoch < epochs / 2, 1.0, (1 + 2 * (epochs - epoch)) / epochs)
-  return jnp.where(epoch <= epochs // 2, 1.0, 2 * (1 + epochs - epoch) / epochs)
+    gain = jnp.where(e <= epochs / 2, 1.0, (1 + 2 * (epochs - e)) / epochs)
+  elif kind == "ff_py":
+    gain = jnp.where(epoch < epochs / 2, 1.0, (1 + 2 * (epochs - epoch)) / epochs)
+  else:
+    gain = jnp.where(epoch <= epochs // 2, 1.0, 2 * (1 + epochs - epoch) / epochs)
+  return jnp.maximum(gain, 0.0)  # a run longer than planned must not climb the loss
 
 
 COOLDOWNS = ("matlab", "ff_py", "loewex")
@@ -93,10 +93,7 @@ def _decays(config: OptimizerConfig) -> Callable[[PyTree], PyTree]:
   def mask(params: PyTree) -> PyTree:
     def one(path: tuple, leaf: Array) -> bool:
       del leaf
-      names = [str(getattr(p, "key", getattr(p, "name", p))) for p in path]
-      if names[0] == "method" and not config.decay_extras:
-        return False
-      return config.decay_bias or names[-1] != "bias"
+      return str(getattr(path[-1], "key", path[-1])) not in config.no_decay
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -32,12 +32,12 @@ RECIPES = {
     {"smoothing": 0.0, "normalization": "none", "eps": 1e-6},
     "last",
     OptimizerConfig("sgd", 0.2, 0.9, 0.01),
-    lambda: oracle.Sgd(0.2, 0.9, 0.01, ("kernel",)),
+    lambda: oracle.Sgd(0.2, 0.9, 0.01, ("kernel", "head_kernel")),
   ),
   "deep supervision, through lengths": (
     {"smoothing": 0.1, "normalization": "rms", "eps": 1e-6},
     "all",
-    OptimizerConfig("sgd", 0.1, 0.9, 0.01, decay_bias=True, decay_extras=True),
+    OptimizerConfig("sgd", 0.1, 0.9, 0.01, no_decay=()),
     lambda: oracle.Sgd(0.1, 0.9, 0.01, ("kernel", "bias", "head_kernel", "head_bias")),
   ),
   "deep supervision, adam": (

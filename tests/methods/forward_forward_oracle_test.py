@@ -69,7 +69,7 @@ RECIPES = {
     {"negatives": "uniform", "peer_strength": 3.0},
     {"straight_through": True, "strength": 3.0},
     "relu_ste",
-    OptimizerConfig("sgd", 0.06, 0.9, 3e-3, decay_bias=True),
+    OptimizerConfig("sgd", 0.06, 0.9, 3e-3, no_decay=()),
     lambda: oracle.Sgd(0.06, 0.9, 3e-3, ("kernel", "bias")),
   ),
   "variance, gated": (

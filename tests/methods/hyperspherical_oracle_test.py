@@ -49,7 +49,7 @@ RECIPES = {
   "decaying prototypes": (
     {**SHARED, "normalization": "none"},
     {"prototypes": "learned"},
-    OptimizerConfig("sgd", 0.05, 0.0, 0.1, decay_extras=True),
+    OptimizerConfig("sgd", 0.05, 0.0, 0.1, no_decay=("bias",)),
     lambda: oracle.Sgd(0.05, 0.0, 0.1, ("kernel", "prototypes")),
   ),
   "fixed, hard margin": (
@@ -152,7 +152,7 @@ def test_training_sends_no_gradient_to_the_input_and_prediction_does():
 def test_moving_averages_receive_no_gradient():
   """Prototypes of "ema" are statistics: the optimiser never sees them."""
   trainer = make(SHALLOW, HypersphericalConfig(prototypes="ema", ema_decay=1.0),
-                 OptimizerConfig("sgd", 0.5, 0.9, 0.1, decay_extras=True))  # fmt: skip
+                 OptimizerConfig("sgd", 0.5, 0.9, 0.1, no_decay=("bias",)))  # fmt: skip
   batch = make_batch(0)
   state = jit(trainer.init)(jax.random.key(0), batch)
   new, _ = jit(trainer.step)(state, batch)
