@@ -89,7 +89,10 @@ def _check(run: Run) -> None:
     )
   if not run.readouts:
     raise ValueError("a run needs at least one readout")
+  names = [readout.name for readout in run.readouts]
   for readout in run.readouts:
+    if names.count(readout.name) > 1:
+      raise ValueError(f"the readouts hold {readout.name!r} twice, but are told apart by name")
     if readout.view == "scores" and method.score_views is None:
       raise ValueError(
         f"readout {readout.name!r} reads class scores, and the layers of method {method.name!r} "
@@ -177,6 +180,25 @@ def make_trainer(
   def layer_states(state: TrainState) -> tuple[LayerState, ...]:
     return unstack_states(state.layers, run.blocks)
 
+  def training_views(
+    state: TrainState, states: Sequence[LayerState], features: tuple, batch: Batch, key: Key
+  ) -> Array:
+    answer = present_answer(run, state, states, features, batch.image)
+    return lax.stop_gradient(method.views(key, batch, answer))
+
+  def both_views(key: Key, image: Array) -> tuple[Array, Array]:
+    batch = Batch(image, jnp.zeros(len(image), jnp.int32))
+    state = init(key, batch)
+    states, features = layer_states(state), plain_features(run, layer_states(state), image)
+    return training_views(state, states, features, batch, key), method.plain_view(image)
+
+  views, plain = jax.eval_shape(both_views, jax.random.key(0), example)
+  if views.shape[1:] != plain.shape:
+    raise ValueError(
+      f"method {method.name!r} trains on views of shape {list(views.shape[2:])}, but its plain "
+      f"view has {list(plain.shape[1:])}"
+    )
+
   def step(
     state: TrainState, batch: Batch, loss_weights: Array | None = None
   ) -> tuple[TrainState, Metrics]:
@@ -187,8 +209,7 @@ def make_trainer(
     if trains_readout:
       features = plain_features(run, states, batch.image)
       readout_states, metrics = train_readouts(run, state.readouts, features, batch.label)
-    answer = present_answer(run, state, states, features, batch.image)
-    x = lax.stop_gradient(method.views(role_key(key, Role.VIEWS), batch, answer))
+    x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
     layers, layer_metrics = sweep(run, state, x, batch.label, key, loss_weights)
     new = TrainState(state.step + 1, state.key, layers, readout_states)
     return new, {**layer_metrics, **metrics}
@@ -207,7 +228,7 @@ def make_trainer(
     assert method.goodness is not None
     states = layer_states(state)
     features = plain_features(run, states, batch.image)
-    x = method.views(key, batch, present_answer(run, state, states, features, batch.image))
+    x = training_views(state, states, features, batch, key)
     rows = []
     for layer, s in zip(network.layers, states, strict=True):
       out, _ = apply_views(layer, s.params["layer"], s.stats["layer"], x, False, None)
