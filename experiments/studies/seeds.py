@@ -3,7 +3,7 @@
   python -m experiments.studies.seeds --config=experiments/configs/ff_mnist_loewex.py \\
     --seeds=0,1,2 --study=ff_mnist_loewex_float32 --published=1.45 [--config.x.y=...]
 
-Each seed is a run of its own under `runs/studies/<study>/seed<n>`: a study that was cut goes on
+Each seed is a run of its own under `<runs>/<study>/seed<n>`: a study that was cut goes on
 where it was. Where there is a validation split, the test set is read once, after the last epoch.
 """
 
@@ -11,19 +11,51 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+from typing import Any
 
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli, config, results, workdir
-from experiments.assembly import build, prove_locality
+from experiments.assembly import Experiment, build, prove_locality
 from experiments.console import closing, console, locality_line
 from experiments.running import final_accuracies, run_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds")
 _STUDY = flags.DEFINE_string("study", None, "name of the result file", required=True)
+_RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 _PUBLISHED = flags.DEFINE_float("published", None, "the published value of the first readout, %")
+
+
+def rows_of(
+  experiments: list[Experiment], tests: list[dict[str, float]], matrix: np.ndarray, preset: str
+) -> list[dict[str, Any]]:
+  """One row a readout and one a layer, over the seeds that are done."""
+  base = experiments[0].config
+  columns = {
+    **results.choices(base),
+    "preset": preset,
+    "locality": experiments[0].method.locality,
+    "locality_matrix": matrix.astype(int).tolist(),
+    "seeds": [e.config.seed for e in experiments[: len(tests)]],
+    # The data folder is the user's own; the rest of the line reproduces the number.
+    "command": shlex.join(
+      "--config.data.data_dir=DIR" if a.startswith("--config.data.data_dir") else a
+      for a in ["python", "-m", "experiments.studies.seeds", *sys.argv[1:]]
+    ),
+  }
+  rows = []
+  for name in tests[0]:
+    layer = name.partition("/")[0]
+    readout = name.removeprefix("accuracy/") if layer == "accuracy" else f"layer {layer}"
+    published = _PUBLISHED.value if readout == base.readouts[0] else None
+    errors = [100 * (1 - t[name]) for t in tests]
+    rows.append(
+      results.row("test_error_percent", errors, **columns, readout=readout, published=published)
+    )
+  return rows
 
 
 def main(argv: list[str]) -> int:
@@ -39,38 +71,18 @@ def main(argv: list[str]) -> int:
   preset = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   matrix = prove_locality(experiments[0])
   console.print(locality_line(experiments[0], matrix))
-  tests = []
-  for seed, experiment in zip(seeds, experiments, strict=True):
-    folder = pathlib.Path("runs/studies") / _STUDY.value / f"seed{seed}"
+  tests: list[dict[str, float]] = []
+  for experiment in experiments:
+    folder = pathlib.Path(_RUNS.value) / _STUDY.value / f"seed{experiment.config.seed}"
     with cli.checking():
       workdir.claim(folder, experiment.config)
     state = run_in(experiment, experiment.init(), folder)
     accuracies = final_accuracies(experiment, state)
     closing(experiment, accuracies)
     tests.append(accuracies["test"])
-
-  columns = {
-    **results.choices(base),
-    "preset": preset,
-    "locality": experiments[0].method.locality,
-    "locality_matrix": matrix.astype(int).tolist(),
-    "seeds": seeds,
-    # The data folder is the user's own; the rest of the line reproduces the number.
-    "command": shlex.join(
-      a if not a.startswith("--config.data.data_dir") else "--config.data.data_dir=DIR"
-      for a in ["python", "-m", "experiments.studies.seeds", *sys.argv[1:]]
-    ),
-  }
-  rows = []
-  for name in tests[0]:
-    layer = name.partition("/")[0]
-    readout = name.removeprefix("accuracy/") if layer == "accuracy" else f"layer {layer}"
-    errors = [100 * (1 - t[name]) for t in tests]
-    published = _PUBLISHED.value if readout == base.readouts[0] else None
-    rows.append(
-      results.row("test_error_percent", errors, **columns, readout=readout, published=published)
-    )
-  path = results.write_study(_STUDY.value, rows)
+    # Written after every seed: its "seeds" column says which are in it.
+    rows = rows_of(experiments, tests, matrix, preset)
+    path = results.write_study(_STUDY.value, rows)
   for r in rows:
     console.print(f"{r['readout']:24s} {r['mean']:.3f} +- {r['std'] or 0:.3f} % test error")
   console.print(f"results   {path}")
