@@ -164,8 +164,12 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
 
 
 def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
-  """The loop's plan: a row of metrics an epoch, or every 100 steps in epochs shorter than that."""
-  log_epochs = max(1, min(config.eval_every, 100 // steps_per_epoch))
+  """The loop's plan: a row of metrics an epoch, or about 100 steps where epochs are shorter.
+
+  Rows stand at whole fractions of the evaluation period, so that every row covers as many steps.
+  """
+  most = max(1, min(config.eval_every, 100 // steps_per_epoch))
+  log_epochs = max(n for n in range(1, most + 1) if config.eval_every % n == 0)
   return Plan(
     num_steps=config.epochs * steps_per_epoch,
     steps_per_epoch=steps_per_epoch,

@@ -97,7 +97,7 @@ class Bar:
     self._progress.update(
       self._task, completed=row["step"], description=f"{text}  {self._accuracy}"
     )
-    if not console.is_terminal:
+    if not console.is_terminal and any("accuracy/" in name for name in row):
       console.print(
         f"epoch {row['epoch']:g}/{self._plan.num_steps // self._plan.steps_per_epoch:g}  "
         f"{text}  {self._accuracy}"

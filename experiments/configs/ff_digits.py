@@ -16,17 +16,17 @@ def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
   return to_flags(
     ExperimentConfig(
-      epochs=200,
+      epochs=120,
       method="forward_forward",
       methods={"forward_forward": ForwardForwardConfig(label_style="prepend", peer="variance")},
       network="mlp",
       networks={"mlp": {"sizes": (500, 500, 500)}},
-      readouts=("softmax_head", "score_sum"),
+      readouts=("score_sum", "softmax_head"),
       readout=ReadoutConfig(first_layer=1),
       optimizer=OptimizerConfig("sgd", 3e-3, 0.9, 3e-4, schedule="cooldown"),
       readout_optimizer=OptimizerConfig("sgd", 1e-2, 0.9, 3e-3, schedule="cooldown"),
       data=DataConfig(name="digits", batch_size=100),
       eval_every=20,
-      checkpoint_every=100,
+      checkpoint_every=60,
     )
   )
