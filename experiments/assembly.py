@@ -111,7 +111,9 @@ def _network(config: ExperimentConfig) -> Network:
   )
 
 
-def _trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
+def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
+  """The arguments of `make_trainer` that the configuration names."""
+
   def optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
     return make_optimizer(c, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
 
@@ -141,7 +143,7 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
   mean, std = statistics(dataset, cast(Normalization, data.normalization))
   preprocess = make_preprocess(dataset.max_value, mean, std, data.augment)
-  parts = _trainer_parts(config, dataset.num_classes, steps_per_epoch)
+  parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
 
   def indices(key: Array, first_step: Array, num_steps: int) -> Array:
@@ -189,7 +191,7 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
     RuntimeError: the matrix contradicts the method's declared locality.
   """
   config = dataclasses.replace(experiment.config, epochs_per_layer=1)
-  parts = _trainer_parts(config, experiment.dataset.num_classes, 1)
+  parts = trainer_parts(config, experiment.dataset.num_classes, 1)
   # Under greedy schedules one step moves one layer; the proof asks what could move.
   schedule = experiment.schedule._replace(active=None)
   sgd = optax.sgd(1.0)
