@@ -59,7 +59,7 @@ mutation: venv ## plant one-line faults; the tests must catch each
 
 bench: venv ## speed and memory against named rivals (installs PyTorch)
 	@$(PIP) install -r requirements-bench.txt
-	@for name in training_speed memory; do \
+	@for name in step_agreement training_speed memory; do \
 	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
 
 pins: ## write requirements.txt from what is installed (after `make venv REQUIREMENTS=`)
