@@ -16,7 +16,7 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ except ImportError:  # pragma: no cover
   _HAS_LAYOUTS = False
 
 _Pads = tuple[tuple[int, int], ...]
+_Form = Literal["exact", "rounded", "native"]  # of a convolution's operands
 
 
 class Numerics(NamedTuple):
@@ -50,8 +51,13 @@ class Numerics(NamedTuple):
 
 
 def float32() -> Numerics:
-  """JAX's own products."""
-  return Numerics("float32", lax.dot_general, lax.conv_general_dilated)
+  """JAX's own products.
+
+  On a CPU, plain convolutions have a gradient of ours, of the same value: XLA compiles JAX's own
+  into a naive loop wherever it stands inside a `while`, `scan` or `cond`, as every training step
+  does, which is some 40 times slower. Forward-mode differentiation is not supported there.
+  """
+  return Numerics("float32", lax.dot_general, _Conv(bfloat16=False))
 
 
 def bfloat16(native: bool | None = None) -> Numerics:
@@ -72,7 +78,7 @@ def bfloat16(native: bool | None = None) -> Numerics:
     or not channels-last convolutions, round in float32 and leave the gradient to JAX, which then
     rounds the finished gradient instead of the cotangent.
   """
-  return Numerics("bfloat16", _Bfloat16Dot(native), _Bfloat16Conv(native))
+  return Numerics("bfloat16", _Bfloat16Dot(native), _Conv(bfloat16=True, native=native))
 
 
 NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
@@ -183,8 +189,9 @@ _dot.defvjp(_dot_forward, _dot_backward)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Bfloat16Conv:
-  native: bool | None
+class _Conv:
+  bfloat16: bool
+  native: bool | None = None
 
   def __call__(
     self,
@@ -200,8 +207,9 @@ class _Bfloat16Conv:
     precision: Any = None,
     preferred_element_type: Any = None,
   ) -> Array:
-    del precision
-    x, w = jnp.asarray(lhs, jnp.float32), jnp.asarray(rhs, jnp.float32)
+    x, w = jnp.asarray(lhs), jnp.asarray(rhs)
+    if self.bfloat16:
+      x, w, precision = x.astype(jnp.float32), w.astype(jnp.float32), None
     strides = tuple(window_strides)
     numbers = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
     plain = (
@@ -209,15 +217,16 @@ class _Bfloat16Conv:
       and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
       and numbers == _channels_last(x.ndim)
     )
-    if plain:
+    ours = self.bfloat16 or (jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32)
+    if plain and ours:
       if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
       pads = tuple((int(low), int(high)) for low, high in padding)
-      out = _conv(self._use_native(), strides, pads, x, w)
+      out = _conv(self._form(), strides, pads, x, w)
     else:
       out = lax.conv_general_dilated(
-        _round(x),
-        _round(w),
+        _round(x) if self.bfloat16 else x,
+        _round(w) if self.bfloat16 else w,
         strides,
         padding,
         lhs_dilation,
@@ -225,11 +234,16 @@ class _Bfloat16Conv:
         dimension_numbers,
         feature_group_count,
         batch_group_count,
+        precision,
+        None if self.bfloat16 else preferred_element_type,
       )
     return out if preferred_element_type is None else out.astype(preferred_element_type)
 
-  def _use_native(self) -> bool:
-    return jax.default_backend() != "cpu" if self.native is None else self.native
+  def _form(self) -> _Form:
+    if not self.bfloat16:
+      return "exact"
+    native = jax.default_backend() != "cpu" if self.native is None else self.native
+    return "native" if native else "rounded"
 
 
 def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
@@ -238,28 +252,46 @@ def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
   return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
 
 
+def _conv_operand(x: Array, form: _Form) -> Array:
+  return x if form == "exact" else _operand(x, form == "native")
+
+
+def _general_conv(
+  x: Array, w: Array, strides: tuple[int, ...], pads: Sequence, numbers: Any, **dilation: Any
+) -> Array:
+  """A convolution with float32 results in any order of axes.
+
+  On a CPU the operands are brought into the order `N...C`, `...IO` first. XLA does that itself
+  only outside of loops and branches; inside them, any other order runs as a naive loop.
+  """
+  ndim = x.ndim
+  product: Callable[..., Array] = functools.partial(
+    lax.conv_general_dilated, preferred_element_type=jnp.float32, **dilation
+  )
+  if jax.default_backend() != "cpu":
+    return product(x, w, strides, pads, dimension_numbers=numbers)
+  (xn, xc, *xs), (wo, wi, *ws), out_spec = numbers
+  x, w = x.transpose(xn, *xs, xc), w.transpose(*ws, wi, wo)
+  out = product(x, w, strides, pads, dimension_numbers=_channels_last(ndim))
+  # Axis `out_spec[i]` of the result is axis `source[i]` of what was computed.
+  source = (0, ndim - 1, *range(1, ndim - 1))
+  return out.transpose([source[out_spec.index(axis)] for axis in range(ndim)])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _conv(native: bool, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array) -> Array:
-  return _conv_forward(native, strides, pads, x, w)[0]
+def _conv(form: _Form, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array) -> Array:
+  return _conv_forward(form, strides, pads, x, w)[0]
 
 
 def _conv_forward(
-  native: bool, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array
+  form: _Form, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-  x, w = _operand(x, native), _operand(w, native)
-  out = lax.conv_general_dilated(
-    x,
-    w,
-    strides,
-    pads,
-    dimension_numbers=_channels_last(x.ndim),
-    preferred_element_type=jnp.float32,
-  )
-  return out, (x, w)
+  x, w = _conv_operand(x, form), _conv_operand(w, form)
+  return _general_conv(x, w, strides, pads, _channels_last(x.ndim)), (x, w)
 
 
 def _conv_backward(
-  native: bool,
+  form: _Form,
   strides: tuple[int, ...],
   pads: _Pads,
   residuals: tuple[Array, Array],
@@ -267,7 +299,7 @@ def _conv_backward(
 ) -> tuple[Array, Array]:
   # Written out: JAX cannot transpose a convolution of bfloat16 operands to a float32 result.
   x, w = residuals
-  g = _operand(cotangent, native)
+  g = _conv_operand(cotangent, form)
   ndim = x.ndim
   spatial = tuple(range(ndim - 2))
   image, kernel, _ = _channels_last(ndim)
@@ -278,29 +310,14 @@ def _conv_backward(
     flipped_low = field - 1 - low
     input_pads.append((flipped_low, size + field - 2 - spread - flipped_low))
     weight_pads.append((low, field + spread - size - low))
+  ones, swapped_kernel = (1,) * (ndim - 2), (kernel[1], kernel[0], *kernel[2:])
   # Input gradient: the strided cotangent, spread out, with the flipped kernel, in and out swapped.
-  dx = lax.conv_general_dilated(
-    g,
-    jnp.flip(w, spatial),
-    (1,) * (ndim - 2),
-    input_pads,
-    lhs_dilation=strides,
-    dimension_numbers=lax.ConvDimensionNumbers(image, (kernel[1], kernel[0], *kernel[2:]), image),
-    preferred_element_type=jnp.float32,
-  )
+  numbers = lax.ConvDimensionNumbers(image, swapped_kernel, image)
+  dx = _general_conv(g, jnp.flip(w, spatial), ones, input_pads, numbers, lhs_dilation=strides)
   # Weight gradient: the image with the cotangent as its kernel, batch axis contracted.
   swapped = (image[1], image[0], *image[2:])
-  dw = lax.conv_general_dilated(
-    x,
-    g,
-    (1,) * (ndim - 2),
-    weight_pads,
-    rhs_dilation=strides,
-    dimension_numbers=lax.ConvDimensionNumbers(
-      swapped, swapped, (kernel[1], kernel[0], *kernel[2:])
-    ),
-    preferred_element_type=jnp.float32,
-  )
+  numbers = lax.ConvDimensionNumbers(swapped, swapped, swapped_kernel)
+  dw = _general_conv(x, g, ones, weight_pads, numbers, rhs_dilation=strides)
   return dx, dw
 
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import statistics
 import time
 
@@ -354,6 +355,59 @@ def test_other_convolutions(native, kernel, options):
   expected = jax.grad(lambda x, w: (plain(x, w) ** 2).sum(), (0, 1))(rounded_x, rounded_w)
   for a, b in zip(gradient, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02 * np.abs(b).max())
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a fault of XLA's CPU compiler")
+@pytest.mark.parametrize("name", list(numerics.NUMERICS))
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+def test_convolutions_inside_loops_have_the_order_that_is_compiled_well(name, strides):
+  """Any other order is a naive loop there: the same numbers, some forty times slower."""
+  conv = functools.partial(
+    linen_conv, numerics.NUMERICS[name]().conv_general_dilated, strides=strides
+  )
+
+  def steps(x, w):
+    def one(_, state):
+      x, w = state
+      g, h = jax.grad(lambda x, w: jnp.sum(jnp.square(conv(x, w))), (0, 1))(x, w)
+      return x - g, w - h
+
+    return lax.fori_loop(0, 3, one, (x, w))
+
+  x, w = jnp.ones((2, 6, 6, 3)), jnp.ones((3, 3, 3, 3))
+  compiled = jax.jit(steps).lower(x, w).compile().as_text()
+  orders = re.findall(r" convolution\(.*dim_labels=([^ ,]+)", compiled)
+  assert len(orders) == 3  # forward, input gradient, weight gradient
+  assert set(orders) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize(("size", "kernel", "strides", "padding"), CONV_CASES)
+def test_float32_conv_and_its_gradients(size, kernel, strides, padding):
+  """Value and both gradients against numpy: on a CPU the gradients are our own formulas."""
+  x, w = normal(0, 2, *size, 3), normal(1, *kernel, 3, 4)
+  conv = functools.partial(
+    linen_conv, numerics.float32().conv_general_dilated, strides=strides, padding=padding
+  )
+  g = normal(2, *jax.eval_shape(conv, x, w).shape)
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(size, kernel, strides, padding)
+  numbers = [np.asarray(a, np.float64) for a in (x, w, g)]
+  expected = numpy_conv(*numbers, strides, padding)
+  terms = (12 * math.prod(kernel), 12 * math.prod(kernel), 2 * math.prod(g.shape[1:3]))
+  for result, value, count in zip(value_and_pullback(conv, x, w, g), expected, terms, strict=True):
+    np.testing.assert_allclose(result, value, rtol=0, atol=tolerance(count))
+    assert result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("options", [{"feature_group_count": 4}, {"rhs_dilation": (2, 2)}])
+def test_other_float32_convolutions_are_jax(options):
+  kernel = (3, 3, 1 if "feature_group_count" in options else 4, 4)
+  x, w = jnp.asarray(normal(0, 2, 7, 7, 4)), jnp.asarray(normal(1, *kernel))
+  ours, jax_own = (
+    functools.partial(linen_conv, conv, **options)
+    for conv in (numerics.float32().conv_general_dilated, lax.conv_general_dilated)
+  )
+  np.testing.assert_array_equal(ours(x, w), jax_own(x, w))
 
 
 def cpu_seconds(functions, args, repeats=8):
