@@ -471,6 +471,45 @@ def test_batch_norm_statistics_are_of_the_layer_and_move_in_training_only():
     x = jnp.asarray(np.maximum((a - mean) / np.sqrt(var + 1e-5), 0), jnp.float32)
 
 
+def temporary_bytes(method, num_layers: int, **options) -> int:
+  """What a compiled step holds besides its arguments and results."""
+  network = make_network("mlp", numerics=float32(), sizes=(64,) * num_layers)
+  trainer = make_trainer(
+    network,
+    method,
+    [readouts.score_sum()],
+    image_shape=(8, 8, 1),
+    optimizer=optax.adam(1e-3),
+    **options,
+  )
+  image, label = jax.ShapeDtypeStruct((256, 8, 8, 1), jnp.float32), jnp.zeros(256, jnp.int32)
+  batch = Batch(image, label)
+  state = jax.eval_shape(trainer.init, jax.random.key(0), batch)
+  return jax.jit(trainer.step).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize(
+  ("make", "options"),
+  [
+    (lambda: forward_forward(ForwardForwardConfig(), 10), {}),
+    (lambda: forward_forward(ForwardForwardConfig(), 10), {"schedule": greedy(1)}),
+    (lambda: hyperspherical(HypersphericalConfig(), 10), {"schedule": interleaved()}),
+  ],
+  ids=["simultaneous", "greedy", "interleaved"],
+)
+def test_activations_of_strict_methods_do_not_outlive_their_layer(make, options):
+  """The reason to train locally on small machines; one saved activation in the carry undoes it."""
+  few, many = (temporary_bytes(make(), n, **options) for n in (4, 16))
+  assert many < 1.1 * few, (few, many)
+
+
+def test_backprop_holds_every_activation():
+  """The contrast: if this did not grow, the test above would measure nothing."""
+  few, many = (temporary_bytes(backprop(BackpropConfig(), 10), n) for n in (4, 16))
+  activations = 12 * 256 * 64 * 4  # of the layers that the deeper network has more
+  assert many - few > 0.9 * activations, (few, many)
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
