@@ -77,9 +77,12 @@ def present_answer(
   return None
 
 
-def _check(run: Run) -> None:
-  """Refuses impossible combinations with one sentence, before any work."""
-  method, schedule = run.method, run.schedule
+def check_run(method: Method, schedule: Schedule, readouts: Sequence[Readout]) -> None:
+  """Refuses impossible combinations, before any work and without shapes.
+
+  Raises:
+    ValueError: one sentence that says why.
+  """
   if method.locality not in _SWEEPS:
     raise ValueError(f"no driver for locality {method.locality!r} of method {method.name!r} yet")
   if method.locality == "global" and (schedule.active is not None or schedule.reforward):
@@ -87,18 +90,15 @@ def _check(run: Run) -> None:
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
       f"{method.name!r} is global: use schedule 'simultaneous'"
     )
-  if not run.readouts:
+  if not readouts:
     raise ValueError("a run needs at least one readout")
-  names = [readout.name for readout in run.readouts]
-  for readout in run.readouts:
-    if names.count(readout.name) > 1:
-      raise ValueError(f"the readouts hold {readout.name!r} twice, but are told apart by name")
+  for readout in readouts:
     if readout.view == "scores" and method.score_views is None:
       raise ValueError(
         f"readout {readout.name!r} reads class scores, and the layers of method {method.name!r} "
         "give none in this form: use readout 'softmax_head'"
       )
-  if method.negatives_from == "plain" and all(r.loss is None for r in run.readouts):
+  if method.negatives_from == "plain" and all(r.loss is None for r in readouts):
     raise ValueError(
       f"method {method.name!r} draws hard negatives from a trained readout: add 'softmax_head' to "
       "the readouts"
@@ -143,7 +143,7 @@ def make_trainer(
     schedule or simultaneous(),
     (1,) * len(network.layers),
   )
-  _check(run)
+  check_run(method, run.schedule, run.readouts)
   num_layers = len(network.layers)
 
   def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
