@@ -1,6 +1,7 @@
 """The end of a run: the final evaluation, the closing table, the figures and `summary.json`."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,14 +14,25 @@ from fflax.training.metrics import read_rows
 from fflax.types import Batch, TrainState
 
 
+def first_kernel(experiment: Experiment, state: TrainState) -> np.ndarray | None:
+  """The first layer's kernel, if it has exactly one and that one reads images as a whole."""
+  params = experiment.trainer.layer_states(state)[0].params["layer"]
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  kernels = [np.asarray(x) for path, x in leaves if getattr(path[-1], "key", "") == "kernel"]
+  return kernels[0] if len(kernels) == 1 and kernels[0].ndim in (2, 4) else None
+
+
 def draw_figures(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> list[str]:
-  """Draws every figure that this run can have, and returns their paths."""
+  """Draws every figure that this run can have; one line a figure: its path, or why it is missing.
+
+  The run is over and its numbers are written: a picture that fails must not end it in a traceback.
+  """
   names = experiment.trainer.layer_names
   target = folder / "figures"
   target.mkdir(exist_ok=True)
-  paths = [
-    figures.training_curves(read_rows(folder / "metrics.jsonl"), names, target / "curves.png")
-  ]
+  drawings: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
+    "curves": lambda path: figures.training_curves(read_rows(folder / "metrics.jsonl"), names, path)
+  }
   if experiment.trainer.goodness is not None:
     size = min(500, len(experiment.dataset.test.label))
     batch = Batch(
@@ -29,13 +41,17 @@ def draw_figures(experiment: Experiment, state: TrainState, folder: pathlib.Path
     )
     key = role_key(state.key, Role.PROBE)
     goodness = np.asarray(jax.jit(experiment.trainer.goodness)(state, batch, key))
-    paths.append(figures.goodness_histograms(goodness, names, target / "goodness.png"))
-  first = experiment.trainer.layer_states(state)[0].params["layer"]
-  kernels = [np.asarray(x) for x in jax.tree.leaves(first) if x.ndim in (2, 4)]
-  shape = experiment.dataset.train.image.shape[1:]
-  if len(kernels) == 1 and len(shape) == 3:
-    paths.append(figures.first_layer_features(kernels[0], shape, target / "features.png"))
-  return [str(p) for p in paths]
+    drawings["goodness"] = lambda path: figures.goodness_histograms(goodness, names, path)
+  kernel, shape = first_kernel(experiment, state), experiment.dataset.train.image.shape[1:]
+  if kernel is not None and len(shape) == 3:
+    drawings["features"] = lambda path: figures.first_layer_features(kernel, shape, path)
+  lines = []
+  for name, draw in drawings.items():
+    try:
+      lines.append(f"figure    {draw(target / f'{name}.png')}")
+    except ValueError as error:
+      lines.append(f"figure    {name} left out: {error}")
+  return lines
 
 
 def close_run(
@@ -45,8 +61,6 @@ def close_run(
   accuracies = final_accuracies(experiment, state)
   console.closing(experiment, accuracies)
   console.console.print(console.locality_line(experiment, matrix))
-  for path in draw_figures(experiment, state, folder):
-    console.console.print(f"figure    {path}")
   summary = {
     "method": experiment.method.name,
     "locality": experiment.method.locality,
@@ -60,3 +74,5 @@ def close_run(
     "fingerprint": config.fingerprint(experiment.config),
   }
   workdir.write_json(folder / "summary.json", summary)
+  for line in draw_figures(experiment, state, folder):
+    console.console.print(line)
