@@ -28,9 +28,7 @@ def default_workdir() -> pathlib.Path:
   """`runs/<configuration file>`, with a mark of the overrides, so that variants do not collide."""
   stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
-  mark = "".join(f",{k}={v}" for k, v in sorted(overrides.items()))
-  safe = "".join(c if c.isalnum() or c in ",=._-" else "_" for c in mark)
-  return pathlib.Path("runs") / f"{stem}{safe}"
+  return pathlib.Path("runs") / workdir.default_name(stem, overrides)
 
 
 def main(argv: list[str]) -> int:

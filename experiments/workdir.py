@@ -5,12 +5,14 @@
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +20,25 @@ import jax
 from experiments import config as config_lib
 from experiments.config import ExperimentConfig
 
+_LONGEST_MARK = 60  # characters; file systems allow 255 for a name
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
+
+
+def default_name(stem: str, overrides: Mapping[str, Any]) -> str:
+  """A folder's name: the configuration file's, with a mark of the overrides.
+
+  Variants do not collide; the data folder, which is no part of a run, does not count. A long mark
+  becomes a short hash of itself.
+
+  Args:
+    stem: name of the configuration file.
+    overrides: dotted field -> value.
+  """
+  counted = {k: v for k, v in overrides.items() if k != "data.data_dir"}
+  mark = "".join(f",{k}={v}" for k, v in sorted(counted.items()))
+  if len(mark) > _LONGEST_MARK:
+    mark = f",{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
+  return stem + "".join(c if c.isalnum() or c in ",=._-" else "_" for c in mark)
 
 
 def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
@@ -72,11 +92,15 @@ def read_config(path: pathlib.Path) -> ExperimentConfig:
 
 
 def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
-  """Makes the folder and writes who it belongs to; a resumed run keeps its first files."""
+  """Makes the folder and writes who it belongs to; a resumed run keeps its first files.
+
+  The configuration comes first: a folder that holds anything else alone is taken for a stranger's.
+  """
   path.mkdir(parents=True, exist_ok=True)
   if not (path / "config.json").exists():
-    write_json(path / "versions.json", {"fflax_commit": commit(), **versions()})
     write_json(path / "config.json", config_lib.as_dict(config))
+  if not (path / "versions.json").exists():
+    write_json(path / "versions.json", {"fflax_commit": commit(), **versions()})
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
