@@ -11,6 +11,7 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,42 @@ _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 _PUBLISHED = flags.DEFINE_float("published", None, "the published value of the first readout, %")
 
 
+def parse_seeds(values: Sequence[str]) -> list[int]:
+  """The values of `--seeds` as integers.
+
+  Raises:
+    ValueError: there is none, one is no integer, or one comes twice; one sentence.
+  """
+  if not values:
+    raise ValueError("--seeds needs at least one seed")
+  found: list[int] = []
+  for value in values:
+    try:
+      seed = int(value)
+    except ValueError:
+      raise ValueError(f"--seeds takes integers with commas between them, not {value!r}") from None
+    if seed in found:
+      raise ValueError(f"--seeds names seed {seed} twice: one run would count as two")
+    found.append(seed)
+  return found
+
+
+def command_line(argv: Sequence[str]) -> str:
+  """The command that reproduces a study, from its arguments, without the user's own folders."""
+  kept, rest = [], list(argv)
+  while rest:
+    argument = rest.pop(0)
+    flag, equals, _ = argument.lstrip("-").partition("=")
+    private = flag in ("runs", "config.data.data_dir")
+    if private and not equals and rest:
+      rest.pop(0)  # written as `--flag value`
+    if flag == "config.data.data_dir":
+      kept.append("--config.data.data_dir=DIR")
+    elif not private:
+      kept.append(argument)
+  return shlex.join(["python", "-m", "experiments.studies.seeds", *kept])
+
+
 def rows_of(
   experiments: list[Experiment], tests: list[dict[str, float]], matrix: np.ndarray, preset: str
 ) -> list[dict[str, Any]]:
@@ -40,11 +77,7 @@ def rows_of(
     "locality": experiments[0].method.locality,
     "locality_matrix": matrix.astype(int).tolist(),
     "seeds": [e.config.seed for e in experiments[: len(tests)]],
-    # The data folder is the user's own; the rest of the line reproduces the number.
-    "command": shlex.join(
-      "--config.data.data_dir=DIR" if a.startswith("--config.data.data_dir") else a
-      for a in ["python", "-m", "experiments.studies.seeds", *sys.argv[1:]]
-    ),
+    "command": command_line(sys.argv[1:]),
   }
   rows = []
   for name in tests[0]:
@@ -64,9 +97,7 @@ def main(argv: list[str]) -> int:
     if _CONFIG.value is None:
       raise ValueError("--config is needed: a file of experiments/configs")
     base = config.from_mapping(_CONFIG.value.to_dict())
-    seeds = [int(s) for s in _SEEDS.value]
-    if not seeds:
-      raise ValueError("--seeds needs at least one seed")
+    seeds = parse_seeds(_SEEDS.value)
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
   preset = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   matrix = prove_locality(experiments[0])
