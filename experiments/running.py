@@ -33,7 +33,6 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
         experiment.images,
         experiment.labels,
         experiment.plan,
-        schedule=experiment.schedule,
         evaluate=monitor,
         directory=folder,
         fingerprint=config.fingerprint(experiment.config),

@@ -264,6 +264,7 @@ class Trainer(NamedTuple):
     features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
     layer_states: `(state) -> tuple` of L unstacked `LayerState`s.
     layer_names: L names.
+    schedule: which layers learn when; the loop reads from it whose silence is no failure.
   """
 
   init: Callable[[Key, Batch], TrainState]
@@ -273,6 +274,7 @@ class Trainer(NamedTuple):
   features: Callable[[TrainState, Array], tuple[Array, ...]]
   layer_states: Callable[[TrainState], tuple[LayerState, ...]]
   layer_names: tuple[str, ...]
+  schedule: Schedule = Schedule("simultaneous")
 
 
 Optimizer = optax.GradientTransformation

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
       method="forward_forward",
       methods={
         "forward_forward": ForwardForwardConfig(
-          negatives="permuted",
+          negatives="permuted_once",
           label_at_max=True,
           normalization="l2",
           eps=1e-4,

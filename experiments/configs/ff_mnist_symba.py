@@ -35,6 +35,6 @@ def get_config() -> ConfigDict:
       schedule="interleaved",
       readouts=("score_sum",),
       optimizer=OptimizerConfig("adam", 0.35),
-      data=DataConfig("mnist", batch_size=4096, shuffle=False, normalization="standard"),
+      data=DataConfig("mnist", batch_size=4096, normalization="standard"),
     )
   )

@@ -73,6 +73,7 @@ def goodness_wrong(key: Key, label: Array, num_classes: int, class_scores: Array
 WRONG_LABELS: Mapping[str, Callable[[Key, Array, int, Array | None], Array]] = {
   "uniform": uniform_wrong,
   "permuted": permuted,
+  "permuted_once": permuted,
   "softmax_hard": softmax_wrong,
   "goodness_hard": goodness_wrong,
 }

@@ -4,6 +4,7 @@ Names: `g_pos`, `g_neg` goodness of the positive and negative view, `theta` thre
 `[K]` class scores of one example.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,6 +39,7 @@ def swish_loss(g_pos: Array, g_neg: Array, alpha: float = 6.0) -> Array:
 
 def peer_update(mean_activity: Array, h_pos: Array, momentum: float = 0.9) -> Array:
   """The running mean activity `[D]` of every unit, from positive activities `[B, D]`."""
+  chex.assert_rank([mean_activity, h_pos], [1, 2])
   return momentum * mean_activity + (1.0 - momentum) * jnp.mean(h_pos, axis=0)
 
 
@@ -55,6 +57,7 @@ def peer_signal_loss(mean_activity: Array, pre_pos: Array, strength: float) -> A
   Returns:
     A scalar; only its gradient with respect to `pre_pos` means something.
   """
+  chex.assert_rank([mean_activity, pre_pos], [1, 2])
   signal = jax.lax.stop_gradient(strength * (jnp.mean(mean_activity) - mean_activity))
   push = jnp.mean(pre_pos @ signal)
   return jax.lax.stop_gradient(push) - push
@@ -74,12 +77,14 @@ def margin_cross_entropy(scores: Array, label: Array, scale: float, margin: floa
 
   Equals `log(1 + sum_{c != y} exp(scale (S_c - S_y + margin)))`: the smooth margin loss.
   """
+  chex.assert_rank([scores, label], [1, 0])
   onehot = jax.nn.one_hot(label, scores.shape[-1], dtype=scores.dtype)
   return optax.softmax_cross_entropy_with_integer_labels(scale * (scores - margin * onehot), label)
 
 
 def hard_margin_loss(scores: Array, label: Array, margin: float) -> Array:
   """`relu(margin - S_y + max_{c != y} S_c)` for one example `[K]`: the limit of a large scale."""
+  chex.assert_rank([scores, label], [1, 0])
   own = scores[label]
   other = jnp.max(jnp.where(jnp.arange(scores.shape[-1]) == label, -jnp.inf, scores))
   return jax.nn.relu(margin - own + other)

@@ -3,6 +3,7 @@
 `z` is one example's feature vector `[D]`; prototypes `p` are `[K, M, D]`, M per class.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,6 +25,7 @@ def class_scores(z: Array, prototypes: Array, pooling: float) -> Array:
   `pooling -> inf` takes the nearest prototype of a class, `-> 0` the mean over them. Cosines are
   float32 at full precision: a rounded cosine near 1 times a scale of 30 is a visible error.
   """
+  chex.assert_rank([z, prototypes], [1, 3])
   cosine = jnp.einsum("kmd,d->km", unit(prototypes), unit(z), precision=lax.Precision.HIGHEST)
   count = prototypes.shape[1]
   if count == 1:
@@ -62,6 +64,7 @@ def ema_prototypes(prototypes: Array, z: Array, label: Array, rho: float) -> Arr
   `p <- unit(rho p + (1 - rho) mean of the unit features assigned to p)`; prototypes without an
   example in the batch keep their bits.
   """
+  chex.assert_rank([prototypes, z, label], [3, 2, 1])
   num_classes, count, _ = prototypes.shape
   zh = unit(z)
   cosine = jnp.einsum("bd,kmd->bkm", zh, unit(prototypes))

@@ -103,6 +103,11 @@ class ReadoutConfig:
 
   first_layer: int = 0
 
+  def __post_init__(self) -> None:
+    """Refuses a negative layer."""
+    if self.first_layer < 0:
+      raise ValueError(f"first_layer must be 0 or more, not {self.first_layer}")
+
 
 READOUTS: Mapping[str, Callable[[ReadoutConfig, int], Readout]] = {
   "score_sum": lambda c, _: score_sum(c.first_layer),

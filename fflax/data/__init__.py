@@ -5,27 +5,19 @@ from fflax.data.dataset import DataError, Dataset, Split
 from fflax.data.normalize import normalization, statistics
 from fflax.data.sources import load
 from fflax.data.stream import (
-  DeviceSplit,
   batch_indices,
-  eval_batches,
   steps_per_epoch,
-  take,
-  to_device,
 )
 
 __all__ = [
   "AugmentConfig",
   "DataError",
   "Dataset",
-  "DeviceSplit",
   "Split",
   "batch_indices",
-  "eval_batches",
   "load",
   "make_preprocess",
   "normalization",
   "statistics",
   "steps_per_epoch",
-  "take",
-  "to_device",
 ]

@@ -3,46 +3,15 @@
 A split that fits lives on the device as it is stored (uint8); batches are gathered there.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fflax.data.dataset import Split
 from fflax.data.permutation import ROUNDS, permute
 from fflax.types import Array, Key
 
 
-class DeviceSplit(NamedTuple):
-  """A split, or a batch of one, on the device.
-
-  Attributes:
-    image: `[N, H, W, C]` uint8 or `[N, D]` float32.
-    label: `[N]` int32.
-  """
-
-  image: Array
-  label: Array
-
-
-def to_device(
-  split: Split, device: jax.Device | jax.sharding.Sharding | None = None
-) -> DeviceSplit:
-  """Copies a split to a device, or spreads it as a sharding says; None: JAX's default device."""
-  return DeviceSplit(*jax.device_put((split.image, split.label), device))
-
-
-def take(split: DeviceSplit, indices: Array) -> DeviceSplit:
-  """The examples `indices` `[B]`, which must lie in `[0, N)` (inside jit nothing can check it)."""
-  return DeviceSplit(
-    split.image.at[indices].get(mode="promise_in_bounds"),
-    split.label.at[indices].get(mode="promise_in_bounds"),
-  )
-
-
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-  """Full batches in an epoch; the remainder is dropped (and differs from epoch to epoch).
+  """Full batches in an epoch; the remainder is dropped (another one each epoch, if shuffled).
 
   Raises:
     ValueError: if there is not one full batch.
@@ -95,22 +64,3 @@ def batch_indices(
   round_keys = jax.vmap(lambda k: jax.random.bits(k, (ROUNDS,), jnp.uint32))(epoch_key)
   round_keys = jnp.broadcast_to(round_keys[:, None, :], (num_steps, batch_size, ROUNDS))
   return permute(position, round_keys, num_examples)
-
-
-def eval_batches(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """One pass over all examples in equal batches, for an exact evaluation.
-
-  Returns:
-    `(indices, mask)`, both `[ceil(N / B), B]`: int32 in `[0, N)`, and bool, True where an example
-    counts. The last batch is filled up with copies of example 0, masked out.
-
-  Raises:
-    ValueError: if there is nothing to evaluate.
-  """
-  if num_examples < 1 or batch_size < 1:
-    raise ValueError(f"{num_examples} examples in batches of {batch_size}: both must be at least 1")
-  num_batches = -(-num_examples // batch_size)
-  indices = np.arange(num_batches * batch_size, dtype=np.int32)
-  mask = indices < num_examples
-  shape = (num_batches, batch_size)
-  return np.where(mask, indices, 0).astype(np.int32).reshape(shape), mask.reshape(shape)

@@ -26,12 +26,15 @@ class ForwardForwardConfig:
   Attributes:
     supervision: "label" (the label is part of the input) or "hybrid" (unsupervised).
     label_style: "overlay" (over the first K pixels), "prepend" (before the pixels) or "pattern" (a
-      fixed random binary pattern per class, appended; SymBa's intrinsic class pattern, whose exact
-      form is not published).
+      fixed random binary pattern per class, before the pixels; SymBa's intrinsic class pattern,
+      whose exact form is not published).
     label_value: the value of the label's pixel.
-    label_at_max: scale `label_value` by the example's largest pixel (mpezeshki's "xmax").
+    label_at_max: scale `label_value` by the example's largest pixel (popular code takes the largest
+      of the whole batch, which makes an answer depend on the other examples).
     pattern_size, pattern_seed: of label_style "pattern".
-    negatives: "uniform", "permuted", "softmax_hard" or "goodness_hard".
+    negatives: "uniform", "permuted", "permuted_once", "softmax_hard" or "goodness_hard".
+    negatives_seed: of the one permutation of "permuted_once", which only makes sense where every
+      batch is the whole training split in its stored order.
     hybrid_blurs: blurs of the hybrid mask; not in the paper.
     normalization, eps: length normalisation of every layer's input: "rms", "l2" or "none".
     goodness: "sum", "mean" or "unsquared".
@@ -50,6 +53,7 @@ class ForwardForwardConfig:
   pattern_size: int = 100
   pattern_seed: int = 0
   negatives: str = "uniform"
+  negatives_seed: int = 0
   hybrid_blurs: int = 6
   normalization: str = "rms"
   eps: float = 1e-6
@@ -78,9 +82,17 @@ class ForwardForwardConfig:
       value = getattr(self, field)
       if value not in allowed:
         raise ValueError(f"forward_forward {field} must be one of {allowed}, not {value!r}")
-    for field in ("temperature", "alpha"):
-      if not getattr(self, field) > 0:
+    for field in ("temperature", "alpha", "label_value", "pattern_size"):
+      if not 0 < getattr(self, field) < float("inf"):
         raise ValueError(f"forward_forward {field} must be positive, not {getattr(self, field)}")
+    for field in ("theta", "peer_strength"):
+      if not abs(getattr(self, field)) < float("inf"):
+        raise ValueError(f"forward_forward {field} must be finite, not {getattr(self, field)}")
+    if self.hybrid_blurs < 0:
+      raise ValueError(f"hybrid_blurs must be 0 or more, not {self.hybrid_blurs}")
+    for field in ("pattern_seed", "negatives_seed"):
+      if not 0 <= getattr(self, field) < 2**32:
+        raise ValueError(f"{field} must be in [0, 2**32), not {getattr(self, field)}")
     if self.negatives == "goodness_hard" and not self.maximize:
       raise ValueError(
         "negatives 'goodness_hard' are drawn in proportion to the root of the goodness and need "
@@ -93,9 +105,12 @@ class ForwardForwardConfig:
 
 def _make_code(config: ForwardForwardConfig, num_classes: int):
   """How a label (or none, the neutral code) is written into one example."""
-  patterns = jax.random.bernoulli(
-    jax.random.key(config.pattern_seed), 0.5, (num_classes, config.pattern_size)
-  ).astype(jnp.float32)
+  patterns = None
+  if config.label_style == "pattern":  # part of the method, not of a run's randomness
+    bits = jax.random.bernoulli(
+      jax.random.key(config.pattern_seed), 0.5, (num_classes, config.pattern_size)
+    )
+    patterns = bits.astype(jnp.float32)
 
   def write(image: Array, label: Array | None) -> Array:
     value = config.label_value * (jnp.max(image) if config.label_at_max else 1.0)
@@ -110,7 +125,7 @@ def _make_code(config: ForwardForwardConfig, num_classes: int):
           "'prepend'"
         )
       return labels_lib.overlay(image, code)
-    return labels_lib.prepend(image, code @ patterns if config.label_style == "pattern" else code)
+    return labels_lib.prepend(image, code if patterns is None else code @ patterns)
 
   return write
 
@@ -123,7 +138,8 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
   label in one pass. Unsupervised layers give no class scores: use a trained readout.
 
   Deviations: eps stands under the root; `softmax_hard` excludes the true class with -inf instead of
-  -1000; the readout is updated before the layers of the same step, from pre-update features.
+  -1000; the readout is updated before the layers of the same step, from pre-update features; batch
+  norm, where a network has it, normalises positive and negative views together.
 
   Raises:
     ValueError: see `ForwardForwardConfig.check`.
@@ -135,6 +151,8 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
   write = _make_code(config, num_classes)
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
+    if config.negatives == "permuted_once":
+      key = jax.random.key(config.negatives_seed)
     if supervised:
       wrong = labels_lib.WRONG_LABELS[config.negatives](key, batch.label, num_classes, class_scores)
       both = [jax.vmap(write)(batch.image, label) for label in (batch.label, wrong)]

@@ -104,7 +104,8 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
   pooled cosine of the layer's features with the prototypes of class c. Locality: strict; one pass.
 
   Deviations: the paper's constants are not public; every default here is ours. In "ema" mode the
-  prototypes are statistics and receive no gradient.
+  prototypes are statistics and receive no gradient. Every layer whose output is a map `[H, W, C]`
+  gets an auxiliary conv head, which multiplies in float32 whatever the network's numerics.
 
   Raises:
     ValueError: see `HypersphericalConfig.check`.

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.random import Role, role_key, step_key
-from fflax.types import Array, Batch, Key, Metrics, Schedule, Trainer, TrainState
+from fflax.types import Array, Batch, Key, Metrics, Trainer, TrainState
 
 
 class Feed(NamedTuple):
@@ -36,9 +36,7 @@ Chunk = Callable[
 ]
 
 
-def chunk_function(
-  trainer: Trainer, feed: Feed, capacity: int, schedule: Schedule | None = None
-) -> Chunk:
+def chunk_function(trainer: Trainer, feed: Feed, capacity: int) -> Chunk:
   """The pure function that takes several training steps; see `make_chunk`, which jits it."""
 
   def one_step(
@@ -49,9 +47,9 @@ def chunk_function(
     new, metrics = trainer.step(state, batch)
     losses = {n: x for n, x in metrics.items() if n == "loss" or n.startswith("readout_loss/")}
     failed = {name: ~jnp.isfinite(loss) for name, loss in losses.items()}
-    if schedule is not None and schedule.active is not None:
+    if trainer.schedule.active is not None:
       # Layers that do not learn in this step report NaN.
-      failed["loss"] &= schedule.active(state.step, len(trainer.layer_names))
+      failed["loss"] &= trainer.schedule.active(state.step, len(trainer.layer_names))
     return new, (metrics, failed)
 
   def chunk(
@@ -77,7 +75,6 @@ def make_chunk(
   trainer: Trainer,
   feed: Feed,
   capacity: int,
-  schedule: Schedule | None = None,
   *,
   over_seeds: bool = False,
 ) -> Chunk:
@@ -91,11 +88,10 @@ def make_chunk(
     trainer: takes the steps.
     feed: makes the batches.
     capacity: the most steps of one call, `num_steps <= capacity`; one compilation serves all.
-    schedule: the trainer's own, so that the silence of layers that do not learn is no failure.
     over_seeds: the state has a leading axis of seeds (of anything that differs between states, in
       fact) and so have all results; the data are shared, the batches are each seed's own.
   """
-  chunk = chunk_function(trainer, feed, capacity, schedule)
+  chunk = chunk_function(trainer, feed, capacity)
   if over_seeds:
     chunk = jax.vmap(chunk, in_axes=(0, None, None, None))
   return jax.jit(chunk, donate_argnums=0)

@@ -122,7 +122,9 @@ def _learn_layer(
   )
   new = update_layer(run, state, grads, stats)
   if run.schedule.reforward:
-    out, _ = apply_views(layer, new.params["layer"], new.stats["layer"], x, False, None)
+    # In training mode, as the first pass was; its statistics of batch norm are not counted twice.
+    forward_key = layer_key(key, index, Role.FORWARD)
+    out, _ = apply_views(layer, new.params["layer"], state.stats["layer"], x, True, forward_key)
   x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
   return new, lax.stop_gradient(x), {"loss": loss, **metrics}
 

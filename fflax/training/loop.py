@@ -22,7 +22,7 @@ import numpy as np
 from fflax.training import checkpoint
 from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
-from fflax.types import Array, Metrics, PyTree, Schedule, Trainer, TrainState
+from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,6 @@ def train(
   labels: Array,
   plan: Plan,
   *,
-  schedule: Schedule | None = None,
   evaluate: Callable[[TrainState], Mapping[str, Array]] | None = None,
   directory: Path | None = None,
   fingerprint: str = "",
@@ -177,7 +176,6 @@ def train(
     images: `[N, ...]` as stored (uint8), on the device.
     labels: `[N]` int32.
     plan: when a run does what.
-    schedule: the trainer's own, see `make_chunk`.
     evaluate: flat name -> scalar of a state; evaluations go into the rows under these names.
     directory: for `metrics.jsonl`, `timing.jsonl`, `tensorboard/` and `checkpoints/`; None writes
       nothing.
@@ -206,7 +204,7 @@ def train(
   if step == plan.num_steps:
     return state
 
-  chunk = make_chunk(trainer, feed, min(plan.log_every, plan.num_steps), schedule)
+  chunk = make_chunk(trainer, feed, min(plan.log_every, plan.num_steps))
   broken_parts = jax.jit(
     lambda s: [_is_broken(x.params) for x in (*trainer.layer_states(s), *s.readouts)]
   )

@@ -38,6 +38,24 @@ class OptimizerConfig:
   warmup_epochs: float = 0.0
   clip_norm: float = 0.0
 
+  def __post_init__(self) -> None:
+    """Refuses impossible numbers and unknown names with one sentence."""
+    if self.name not in OPTIMIZERS:
+      raise ValueError(f"unknown optimizer {self.name!r}; there are {', '.join(OPTIMIZERS)}")
+    if self.schedule not in ("constant", "cosine", "cooldown"):
+      raise ValueError(
+        f"unknown learning-rate schedule {self.schedule!r}; there are constant, cosine, cooldown"
+      )
+    if self.cooldown not in COOLDOWNS:
+      raise ValueError(f"unknown cooldown {self.cooldown!r}; there are {', '.join(COOLDOWNS)}")
+    if not 0 < self.learning_rate < float("inf"):
+      raise ValueError(f"learning_rate must be positive and finite, not {self.learning_rate}")
+    if not 0 <= self.momentum < 1:
+      raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+    for field in ("weight_decay", "warmup_epochs", "clip_norm"):
+      if not 0 <= getattr(self, field) < float("inf"):
+        raise ValueError(f"{field} must be finite and not negative, not {getattr(self, field)}")
+
 
 def cooldown_gain(kind: str, epoch: Array, epochs: int) -> Array:
   """The published linear cool-downs, for epochs counted from 0.
@@ -64,7 +82,7 @@ def learning_rate_schedule(
   """Learning rate as a function of the optimiser's own step count.
 
   Raises:
-    ValueError: unknown schedule or cool-down.
+    ValueError: the warm-up is longer than the run.
   """
   rate = config.learning_rate
   if config.schedule == "constant":
@@ -78,13 +96,7 @@ def learning_rate_schedule(
     if warmup == 0:
       return decay
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
-  if config.schedule == "cooldown":
-    if config.cooldown not in COOLDOWNS:
-      raise ValueError(f"unknown cooldown {config.cooldown!r}; there are {', '.join(COOLDOWNS)}")
-    return lambda count: rate * cooldown_gain(config.cooldown, count // steps_per_epoch, epochs)
-  raise ValueError(
-    f"unknown learning-rate schedule {config.schedule!r}; there are constant, cosine, cooldown"
-  )
+  return lambda count: rate * cooldown_gain(config.cooldown, count // steps_per_epoch, epochs)
 
 
 def _decays(config: OptimizerConfig) -> Callable[[PyTree], PyTree]:
@@ -132,12 +144,8 @@ def make_optimizer(
   """The optax transformation of `config`; `epochs` and `steps_per_epoch` place its schedule.
 
   Raises:
-    ValueError: unknown optimiser or schedule, or a learning rate that is not positive.
+    ValueError: the warm-up is longer than the run.
   """
-  if config.name not in OPTIMIZERS:
-    raise ValueError(f"unknown optimizer {config.name!r}; there are {', '.join(OPTIMIZERS)}")
-  if not config.learning_rate > 0:
-    raise ValueError(f"learning_rate must be positive, not {config.learning_rate}")
   decay = (
     optax.add_decayed_weights(config.weight_decay, mask=_decays(config))
     if config.weight_decay

@@ -145,6 +145,7 @@ def make_trainer(
   )
   check_run(method, run.schedule, run.readouts)
   num_layers = len(network.layers)
+  trains_readout = any(r.loss is not None for r in run.readouts)
 
   def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
     x, states, inputs = method.plain_view(image), [], []
@@ -152,20 +153,23 @@ def make_trainer(
       inputs.append(x)
       state, x = init_layer(run, key, i, x)
       states.append(state)
-    # Shapes of everything that readouts will ask for are checked here, before any work.
-    features = plain_features(run, states, image)
-    scores = layer_scores(run, states, image)
+    features = plain_features(run, states, image) if trains_readout else ()
     params = [r.init(role_key(key, Role.READOUT), features) for r in run.readouts]
-    for r, p in zip(run.readouts, params, strict=True):
-      r.predict(p, scores, features)
     return states, inputs, tuple(params)
 
+  def shapes_of_everything(key: Key, image: Array) -> tuple[list[LayerState], list[Array]]:
+    """Refuses, by tracing, readouts that the layers cannot serve."""
+    states, inputs, params = init_layers(key, image)
+    features, scores = plain_features(run, states, image), layer_scores(run, states, image)
+    for r, p in zip(run.readouts, params, strict=True):
+      r.predict(p, scores, features)
+    return states, inputs
+
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  shapes = jax.eval_shape(init_layers, jax.random.key(0), example)
+  states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
   if stack and method.locality == "strict":
-    run = run._replace(blocks=find_blocks(network.layers, shapes[1], shapes[0]))
+    run = run._replace(blocks=find_blocks(network.layers, inputs, states))
   sweep = _SWEEPS[method.locality]
-  trains_readout = any(r.loss is not None for r in run.readouts)
 
   def init(key: Key, batch: Batch) -> TrainState:
     states, _, params = init_layers(key, batch.image)
@@ -247,4 +251,5 @@ def make_trainer(
     features=features,
     layer_states=layer_states,
     layer_names=tuple(layer.name for layer in network.layers),
+    schedule=run.schedule,
   )

@@ -1,13 +1,11 @@
 """Batches as a function of key and step: what resuming and vmapped seeds rest on."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fflax.data import stream
-from fflax.data.dataset import Split
 
 KEY = jax.random.key(7)
 batch_indices = jax.jit(stream.batch_indices, static_argnums=(2, 3, 4, 5))
@@ -67,27 +65,3 @@ def test_unshuffled_is_the_stored_order():
 def test_an_impossible_batch_size_is_refused(batch_size):
   with pytest.raises(ValueError, match=f"batch_size {batch_size} must be in \\[1, 10\\]"):
     batch_indices(KEY, 0, 1, 10, batch_size)
-
-
-@pytest.mark.parametrize(("n", "b"), [(10, 3), (9, 3), (2, 5), (1, 1)])
-def test_evaluation_counts_each_example_once(n, b):
-  """An uncounted remainder, or a padded copy counted twice, would shift accuracy by a little."""
-  indices, mask = stream.eval_batches(n, b)
-  chex.assert_shape((indices, mask), (-(-n // b), b))
-  np.testing.assert_array_equal(np.sort(indices[mask]), np.arange(n))
-  assert indices.min() >= 0 and indices.max() < n
-  assert indices.dtype == np.int32 and mask.dtype == bool
-
-
-def test_nothing_to_evaluate_is_refused():
-  with pytest.raises(ValueError, match="0 examples in batches of 4"):
-    stream.eval_batches(0, 4)
-
-
-def test_device_split_gathers_what_the_host_holds():
-  image = np.arange(5 * 2 * 2 * 1, dtype=np.uint8).reshape(5, 2, 2, 1)
-  split = stream.to_device(Split(image, np.arange(5, dtype=np.int32)), jax.devices()[0])
-  assert split.image.dtype == jnp.uint8 and split.label.dtype == jnp.int32
-  batch = jax.jit(stream.take)(split, jnp.asarray([4, 0, 4]))
-  np.testing.assert_array_equal(batch.image, image[[4, 0, 4]])
-  np.testing.assert_array_equal(batch.label, [4, 0, 4])

@@ -118,7 +118,7 @@ def test_silent_layers_are_no_failure(data):
   """Under a greedy schedule, layers that do not learn report NaN; one that learns must not."""
   schedule = greedy(steps_per_layer=5)
   trainer = toy.make_trainer(schedule)
-  chunk = make_chunk(trainer, toy.make_feed(), CAPACITY, schedule)
+  chunk = make_chunk(trainer, toy.make_feed(), CAPACITY)
   _, (metrics, failed) = chunk(toy.make_state(trainer, nan_loss_at=8), *data, CAPACITY)
   silent = np.isnan(metrics["loss"])
   assert silent[:5, 1].all() and silent[5:, 0].all() and silent.sum() == 13

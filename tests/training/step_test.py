@@ -60,7 +60,7 @@ def numpy_step(states, image, *, train_gain, updated_gain, active, weights):
   ("schedule", "updated_gain", "active"),
   [
     (simultaneous(), None, [[1, 1, 1]] * 3),
-    (interleaved(), 0.5, [[1, 1, 1]] * 3),
+    (interleaved(), 1.0, [[1, 1, 1]] * 3),
     (greedy(1), None, np.eye(3)),
   ],
   ids=["simultaneous", "interleaved", "greedy"],

@@ -19,6 +19,7 @@ from fflax.random import Role, role_key, step_key
 from fflax.training.chunk import Feed
 from fflax.training.evaluate import Evaluate, make_evaluate
 from fflax.training.loop import Plan, train
+from fflax.training.schedules import simultaneous
 from fflax.types import Answers, Batch, LayerState, ReadoutState, Schedule, Trainer, TrainState
 
 NUM_EXAMPLES, NUM_CLASSES, BATCH_SIZE = 53, 3, 8
@@ -127,6 +128,7 @@ def make_trainer(schedule: Schedule | None = None) -> Trainer:
     features=lambda state, image: (),
     layer_states=lambda state: state.layers,
     layer_names=LAYER_NAMES,
+    schedule=schedule or simultaneous(),
   )
 
 
@@ -148,7 +150,7 @@ def _make_evaluate(trainer: Trainer) -> Evaluate:
 
 def run(directory: pathlib.Path | None, faults: dict | None = None, **options) -> TrainState:
   """Trains the toy in `directory`; options as of `fflax.training.loop.train`."""
-  trainer = make_trainer(options.get("schedule"))
+  trainer = make_trainer(options.pop("schedule", None))
   images, labels = make_data()
   over_split = _make_evaluate(trainer)
 
