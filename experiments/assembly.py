@@ -1,6 +1,5 @@
 """From a configuration to a run's parts: data on the device, trainer, feed, evaluation, proof."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -24,7 +23,7 @@ from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.schedules import make_schedule
-from fflax.training.step import make_trainer
+from fflax.training.step import check_run, make_trainer
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
 
 
@@ -87,43 +86,59 @@ def check(config: ExperimentConfig) -> None:
   Raises:
     ValueError: one sentence.
   """
+  # No data is loaded, so the number of classes and of steps is any.
+  parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
+  check_run(parts["method"], parts["schedule"], parts["readouts"])
+
+
+def layer_epochs(config: ExperimentConfig, num_layers: int) -> int:
+  """For how many epochs each layer's own schedule runs: its turn under "greedy", else all.
+
+  Raises:
+    ValueError: the run would end before the last layer's turn.
+  """
+  if config.schedule != "greedy":
+    return config.epochs
+  turn = config.epochs_per_layer or max(1, config.epochs // num_layers)
+  if config.epochs <= turn * (num_layers - 1):
+    raise ValueError(
+      f"schedule 'greedy' would never train the last of {num_layers} layers: epochs "
+      f"{config.epochs} must be above {turn * (num_layers - 1)} (epochs_per_layer {turn} for each "
+      "layer before it)"
+    )
+  return turn
+
+
+def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
+  """The arguments of `make_trainer` that the configuration names.
+
+  A layer's optimiser counts the steps that the layer learns in, so under "greedy" its learning rate
+  runs through its schedule within the layer's turn; trained readouts learn all the time.
+
+  Raises:
+    ValueError: one of them is impossible; one sentence.
+  """
   if config.numerics not in NUMERICS:
     raise ValueError(f"unknown numerics {config.numerics!r}; there are {', '.join(NUMERICS)}")
-  method = make_method(config.method, config.methods[config.method], 2)
-  make_schedule(config.schedule, 1)
-  _network(config)
-  for optimizer in (config.optimizer, config.readout_optimizer):
-    make_optimizer(optimizer, epochs=config.epochs, steps_per_epoch=1)
-  if method.locality == "global" and config.schedule != "simultaneous":
-    raise ValueError(
-      f"schedule {config.schedule!r} needs layers that learn from their own loss; method "
-      f"{method.name!r} is global: use schedule 'simultaneous'"
-    )
-
-
-def _network(config: ExperimentConfig) -> Network:
-  return make_network(
+  network = make_network(
     config.network,
     numerics=NUMERICS[config.numerics](),
     activation=config.activation,
     kernel_init=config.kernel_init,
     **config.networks[config.network],
   )
+  turn = layer_epochs(config, len(network.layers))
 
-
-def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
-  """The arguments of `make_trainer` that the configuration names."""
-
-  def optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
-    return make_optimizer(c, epochs=config.epochs, steps_per_epoch=steps_per_epoch)
+  def optimizer(c: OptimizerConfig, epochs: int) -> optax.GradientTransformation:
+    return make_optimizer(c, epochs=epochs, steps_per_epoch=steps_per_epoch)
 
   return {
-    "network": _network(config),
+    "network": network,
     "method": make_method(config.method, config.methods[config.method], num_classes),
     "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
-    "schedule": make_schedule(config.schedule, config.epochs_per_layer * steps_per_epoch),
-    "optimizer": optimizer(config.optimizer),
-    "readout_optimizer": optimizer(config.readout_optimizer),
+    "schedule": make_schedule(config.schedule, turn * steps_per_epoch),
+    "optimizer": optimizer(config.optimizer, turn),
+    "readout_optimizer": optimizer(config.readout_optimizer, config.epochs),
   }
 
 
@@ -137,12 +152,18 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   data = config.data
   if dataset is None:
     dataset = sources.load(
-      data.name, data_dir=data.data_dir or None, validation=data.validation, seed=config.seed
+      data.name,
+      data_dir=data.data_dir or None,
+      validation=data.validation,
+      seed=config.seed,
+      **data.source_options(),
     )
   size = len(dataset.train.label)
   steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
   mean, std = statistics(dataset, cast(Normalization, data.normalization))
   preprocess = make_preprocess(dataset.max_value, mean, std, data.augment)
+  # Augmentations that do not fit the examples are refused here, not in the first traced step.
+  jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
 
@@ -168,7 +189,9 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
 def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
   """The loop's plan: a row of metrics an epoch, or about 100 steps where epochs are shorter.
 
-  Rows stand at whole fractions of the evaluation period, so that every row covers as many steps.
+  Rows stand at whole fractions of the evaluation period. The loop also ends a chunk at every
+  checkpoint: where `checkpoint_every` is no multiple of the rows' period, rows there cover fewer
+  steps than the others.
   """
   most = max(1, min(config.eval_every, 100 // steps_per_epoch))
   log_epochs = max(n for n in range(1, most + 1) if config.eval_every % n == 0)
@@ -190,8 +213,7 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
   Raises:
     RuntimeError: the matrix contradicts the method's declared locality.
   """
-  config = dataclasses.replace(experiment.config, epochs_per_layer=1)
-  parts = trainer_parts(config, experiment.dataset.num_classes, 1)
+  parts = trainer_parts(experiment.config, experiment.dataset.num_classes, 1)
   # Under greedy schedules one step moves one layer; the proof asks what could move.
   schedule = experiment.schedule._replace(active=None)
   sgd = optax.sgd(1.0)

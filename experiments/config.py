@@ -20,6 +20,8 @@ from fflax.methods.registry import METHODS
 from fflax.networks.registry import NETWORKS, network_options
 from fflax.training.optimizers import OptimizerConfig
 
+_SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -30,6 +32,10 @@ class DataConfig:
       tensorflow-datasets set under `data_dir`, or "tfds:NAME".
     data_dir: where sets lie; empty for the default of tensorflow-datasets.
     validation: examples held out of the training split.
+    train_split, validation_split, test_split: of tensorflow-datasets: a split or a slice of one,
+      such as "train[:80%]"; empty for the source's own.
+    image_size: of tensorflow-datasets: side in pixels that images are resized to; 0 for their own.
+    num_classes: of `.npz` files and "synthetic"; 0 for the source's own.
     batch_size: examples a step.
     shuffle: a fresh order every epoch.
     normalization: "none" (pixels in [0, 1]), "standard" (published mean and deviation of the set)
@@ -40,10 +46,19 @@ class DataConfig:
   name: str = "digits"
   data_dir: str = ""
   validation: int = 0
+  train_split: str = ""
+  validation_split: str = ""
+  test_split: str = ""
+  image_size: int = 0
+  num_classes: int = 0
   batch_size: int = 100
   shuffle: bool = True
   normalization: str = "none"
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+
+  def source_options(self) -> dict[str, Any]:
+    """The options of the source that are set."""
+    return {name: getattr(self, name) for name in _SOURCE_OPTIONS if getattr(self, name)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +73,8 @@ class ExperimentConfig:
     activation, kernel_init: of the network's layers.
     numerics: how layers multiply: "float32" or "bfloat16".
     schedule: "simultaneous", "interleaved" or "greedy".
-    epochs_per_layer: of schedule "greedy".
+    epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
+      the end of the run, at the final rate of its schedule. 0: `epochs` // layers.
     readouts: names; the first is the run's own, the others are reported beside it.
     readout: options of the readouts.
     optimizer, readout_optimizer: of the layers and of trained readouts.
@@ -77,7 +93,7 @@ class ExperimentConfig:
   kernel_init: str = "fan_in_normal"
   numerics: str = "float32"
   schedule: str = "simultaneous"
-  epochs_per_layer: int = 1
+  epochs_per_layer: int = 0
   readouts: tuple[str, ...] = ("score_sum",)
   readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -103,9 +119,10 @@ class ExperimentConfig:
     fill(self, "readouts", tuple(self.readouts))
     if len(set(self.readouts)) != len(self.readouts) or not self.readouts:
       raise ValueError(f"readouts must be one or more different names, not {self.readouts}")
-    for field in ("epochs", "epochs_per_layer", "eval_every", "checkpoint_every"):
-      if getattr(self, field) < 1:
-        raise ValueError(f"{field} must be at least 1, not {getattr(self, field)}")
+    least = {"epochs": 1, "epochs_per_layer": 0, "eval_every": 1, "checkpoint_every": 1}
+    for field, bound in least.items():
+      if getattr(self, field) < bound:
+        raise ValueError(f"{field} must be at least {bound}, not {getattr(self, field)}")
     if self.eval_batch_size < 1 or self.data.batch_size < 1:
       raise ValueError("batch sizes must be at least 1")
     if not 0 <= self.seed < 2**32:
@@ -190,12 +207,16 @@ def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
 def fingerprint(config: ExperimentConfig) -> str:
   """Identifies a run: the SHA-256 of its configuration, without what does not change its numbers.
 
-  Unused methods and networks are left out, so that a release that adds one still resumes old runs.
+  Unused methods and networks, and options of the data that are not set, are left out, so that a
+  release that adds one still resumes old runs.
   """
   values = as_dict(config)
   values["methods"] = values["methods"][config.method]
   values["networks"] = values["networks"][config.network]
-  values["data"] = {k: v for k, v in values["data"].items() if k != "data_dir"}
+  unset = {k for k in _SOURCE_OPTIONS if not values["data"][k]}
+  values["data"] = {k: v for k, v in values["data"].items() if k not in unset | {"data_dir"}}
+  if config.schedule != "greedy":
+    values["epochs_per_layer"] = 1  # not read; the default of the first runs
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -139,6 +139,13 @@ BAD = {
   "unknown method": (["--config.method=magic"], "unknown method 'magic'"),
   "impossible schedule": (["--config.method=backprop", "--config.schedule=greedy"], "global"),
   "flat views for a conv net": (["--config.network=small_cnn"], "layer 'conv_1'"),
+  "flipped features": (
+    ["--config.data.name=synthetic", "--config.data.augment.flip=true"],
+    "augmentation needs images",
+  ),
+  "shift too far": (["--config.data.augment.shift=8"], "shift 8 must be below"),
+  "saturated grey": (["--config.data.augment.saturation=0.5"], "saturation needs 3 channels"),
+  "option of another source": (["--config.data.image_size=16"], "no option 'image_size'"),
   "no such config": (["--config=/nowhere/c.py"], "nowhere"),
   "no such data": (["--config.data.name=nowhere"], "there is no data set 'nowhere'"),
   "stray argument": (["fast"], "fast"),
