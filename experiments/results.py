@@ -30,12 +30,20 @@ def choices(config: ExperimentConfig) -> dict[str, Any]:
   }
 
 
-def row(metric: str, values: Sequence[float], **columns: Any) -> dict[str, Any]:
-  """One row: a metric with its value per seed (or per round), mean and sample deviation."""
+def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) -> dict[str, Any]:
+  """One row: a metric with its value per seed (or per round), mean and sample deviation.
+
+  Args:
+    metric: its name, with the unit.
+    values: one a seed or a round.
+    locality: the declared class of the method.
+    **columns: what else the row is about.
+  """
   numbers = [float(f"{v:.6g}") for v in values]
   deviation = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
   return {
     **columns,
+    "locality": locality,
     "metric": metric,
     "values": numbers,
     "mean": float(f"{np.mean(numbers):.6g}"),

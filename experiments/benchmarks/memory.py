@@ -66,7 +66,7 @@ def cases() -> dict:
 
 def main(argv: list[str]) -> int:
   del argv
-  rows, table = [], {}
+  rows, table, localities = [], {}, {}
   for label, (name, config, stack) in cases().items():
     table[label] = [temp_bytes(name, config, d, stack=stack) for d in DEPTHS]
     console.print(
@@ -76,8 +76,10 @@ def main(argv: list[str]) -> int:
       )
       + f"  32 over 4: {table[label][-1] / table[label][0]:.2f}"
     )
+    localities[label] = make_method(name, config, 10).locality
     columns = {
       "method": name,
+      "locality": localities[label],
       "preset": label,
       "network": f"mlp {WIDTH} wide",
       "numerics": "float32",
@@ -95,6 +97,7 @@ def main(argv: list[str]) -> int:
         [values[-1] / table["backprop"][-1]],
         depth=DEPTHS[-1],
         preset=label,
+        locality=localities[label],
         rival="backprop, same network and depth",
         command="python -m experiments.benchmarks.memory",
       )

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, config, results
-from experiments.assembly import build
+from experiments.assembly import Experiment, build
 from experiments.console import console
 from fflax.data import sources
 from fflax.data.dataset import Dataset, Split
@@ -52,18 +52,16 @@ def training_images(count: int) -> Dataset:
   return Dataset("random", split, None, split, num_classes=10, max_value=255)
 
 
-def library_epoch(numerics: str, dataset: Dataset) -> Callable[[], None]:
+def library_epoch(experiment: Experiment) -> Callable[[], None]:
   """A function that trains one more epoch, compiled and warm."""
-  chosen = dataclasses.replace(config.load_preset("ff_mnist_loewex"), numerics=numerics)
-  experiment = build(chosen, dataset)
-  steps = experiment.plan.num_steps // chosen.epochs
+  steps = experiment.plan.num_steps // experiment.config.epochs
   chunk = make_chunk(experiment.trainer, experiment.feed, steps)
   held = [experiment.init()]
 
   def epoch() -> None:
     held[0], (metrics, _) = chunk(held[0], experiment.images, experiment.labels, steps)
     if not np.isfinite(np.asarray(metrics["loss"])).all():
-      raise RuntimeError(f"the {numerics} run diverged")
+      raise RuntimeError(f"the {experiment.config.numerics} run diverged")
 
   epoch()
   return epoch
@@ -89,7 +87,11 @@ def torch_epoch(dataset: Dataset) -> tuple[Callable[[], None], int]:
 def against_torch() -> list[dict]:
   """Speed-ups of an epoch over eager PyTorch, one row a numerics."""
   dataset = training_images(_EXAMPLES.value)
-  runs = {n: library_epoch(n, dataset) for n in ("float32", "bfloat16")}
+  preset = config.load_preset("ff_mnist_loewex")
+  experiments = {
+    n: build(dataclasses.replace(preset, numerics=n), dataset) for n in ("float32", "bfloat16")
+  }
+  runs = {n: library_epoch(e) for n, e in experiments.items()}
   runs["torch"], workers = torch_epoch(dataset)
   times: dict[str, list[float]] = {name: [] for name in runs}
   for i in range(_ROUNDS.value):
@@ -102,13 +104,14 @@ def against_torch() -> list[dict]:
       np.asarray(times["torch"]) / np.asarray(times[name]),
       method="forward_forward",
       preset="ff_mnist_loewex",
+      locality=experiments[name].method.locality,
       numerics=name,
-      dataset=f"{dataset.name}, {_EXAMPLES.value} examples",
+      dataset=f"{dataset.name}, {len(dataset.train.label)} examples",
       rival=f"eager PyTorch float32, DataLoader with {workers} workers",
       seconds={n: [round(s, 3) for s in times[n]] for n in (name, "torch")},
       command=_COMMAND,
     )
-    for name in ("float32", "bfloat16")
+    for name in experiments
   ]
 
 
@@ -142,6 +145,7 @@ def seeds_under_vmap() -> dict:
     [a / b for a, b in pairs],
     method="forward_forward",
     network="mlp 256-256",
+    locality=experiment.method.locality,
     numerics=chosen.numerics,
     dataset="digits",
     preset=f"{count} seeds under vmap",
