@@ -92,7 +92,10 @@ def check_run(method: Method, schedule: Schedule, readouts: Sequence[Readout]) -
     )
   if not readouts:
     raise ValueError("a run needs at least one readout")
+  names = [readout.name for readout in readouts]
   for readout in readouts:
+    if names.count(readout.name) > 1:
+      raise ValueError(f"the readouts hold {readout.name!r} twice, but are told apart by name")
     if readout.view == "scores" and method.score_views is None:
       raise ValueError(
         f"readout {readout.name!r} reads class scores, and the layers of method {method.name!r} "
