@@ -187,18 +187,17 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
 
 
 def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
-  """The loop's plan: a row of metrics an epoch, or about 100 steps where epochs are shorter.
+  """The loop's plan: a row of metrics, and an ear for signals, every 100 steps or a little less.
 
-  Rows stand at whole fractions of the evaluation period. The loop also ends a chunk at every
-  checkpoint: where `checkpoint_every` is no multiple of the rows' period, rows there cover fewer
-  steps than the others.
+  Where epochs are short, rows stand at whole fractions of the evaluation period. The loop also ends
+  a chunk at every evaluation and checkpoint; rows there may cover fewer steps than the others.
   """
   most = max(1, min(config.eval_every, 100 // steps_per_epoch))
   log_epochs = max(n for n in range(1, most + 1) if config.eval_every % n == 0)
   return Plan(
     num_steps=config.epochs * steps_per_epoch,
     steps_per_epoch=steps_per_epoch,
-    log_every=log_epochs * steps_per_epoch,
+    log_every=min(100, log_epochs * steps_per_epoch),
     eval_every=config.eval_every * steps_per_epoch,
     checkpoint_every=config.checkpoint_every * steps_per_epoch,
   )
