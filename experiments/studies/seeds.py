@@ -25,7 +25,7 @@ from experiments.running import final_accuracies, run_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds")
-_STUDY = flags.DEFINE_string("study", None, "name of the result file", required=True)
+_STUDY = flags.DEFINE_string("study", "", "name of the result file")
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 _PUBLISHED = flags.DEFINE_float("published", None, "the published value of the first readout, %")
 
@@ -96,6 +96,8 @@ def main(argv: list[str]) -> int:
   with cli.checking():
     if _CONFIG.value is None:
       raise ValueError("--config is needed: a file of experiments/configs")
+    if not _STUDY.value.isidentifier():
+      raise ValueError(f"--study needs a name of letters, digits and _, not {_STUDY.value!r}")
     base = config.from_mapping(_CONFIG.value.to_dict())
     seeds = parse_seeds(_SEEDS.value)
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
