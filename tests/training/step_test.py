@@ -343,11 +343,13 @@ def test_every_layer_step_and_role_draws_its_own_numbers():
     local_loss=loss,
     goodness=None,
   )
-  network = tiny.network(make=lambda name: Layer(name, init, apply, "draws"))
+  # The stacked block starts at the second layer, so that a place in it is no layer's number.
+  network = tiny.network(make=lambda name: Layer(name, init, apply, name == "layer_0"))
   drawn = {}
   for stack in (True, False):
     trainer = tiny.trainer(method, network, stack=stack)
     state = trainer.init(jax.random.key(7), tiny.batch())
+    assert len(state.layers) == (2 if stack else 3)
     step, drawn[stack] = tiny.jit(trainer.step), []
     for _ in range(2):
       state, metrics = step(state, tiny.batch())
