@@ -7,6 +7,7 @@ import re
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -68,3 +69,11 @@ def test_the_configuration_of_the_page_is_checked(page):
     del sys.modules[module.__name__]
   with pytest.raises(ValueError, match="scale must be positive, not 0"):
     module.local_errors(module.LocalErrorsConfig(scale=0.0), 10)
+
+
+def test_the_readme_s_example_runs_and_learns(repo_root, capsys):
+  """The first lines that a user copies."""
+  (code,) = blocks((repo_root / "README.md").read_text(), "python")
+  with jax.numpy_rank_promotion("allow"):  # as it is for a user
+    exec(compile(code, "README.md", "exec"), {})
+  assert float(capsys.readouterr().out.split()[-1]) > 0.9
