@@ -43,7 +43,7 @@ train: venv ## Forward-Forward on the bundled digits (ARGS='--config=... --workd
 	@$(BIN)/python -m experiments.train $(ARGS)
 
 test: venv ## the tests, with the coverage of fflax/ (ARGS='-k numerics')
-	@$(BIN)/python -m pytest -q -n $(JOBS) --cov=fflax --cov-fail-under=95 $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --cov=fflax --cov-fail-under=95 $(ARGS)
 
 lint: venv ## ruff's checks and format, mypy
 	$(BIN)/ruff check
