@@ -151,9 +151,9 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
   write = _make_code(config, num_classes)
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
-    if config.negatives == "permuted_once":
-      key = jax.random.key(config.negatives_seed)
     if supervised:
+      if config.negatives == "permuted_once":  # the same in every step, as its source has it
+        key = jax.random.key(config.negatives_seed)
       wrong = labels_lib.WRONG_LABELS[config.negatives](key, batch.label, num_classes, class_scores)
       both = [jax.vmap(write)(batch.image, label) for label in (batch.label, wrong)]
     else:

@@ -345,3 +345,15 @@ def test_overlay_needs_room_for_the_image():
   method = forward_forward(ForwardForwardConfig(), 10)
   with pytest.raises(ValueError, match="prepend"):
     method.plain_view(jnp.zeros((2, 3, 3, 1)))
+
+
+def test_permuted_once_keeps_its_negatives_and_permuted_draws_them_anew():
+  """Redrawn every step, the full-batch preset would train on other data than its source does."""
+  batch = make_batch(0)
+
+  def views(negatives, seed):
+    method = forward_forward(ForwardForwardConfig(negatives=negatives), CLASSES)
+    return np.asarray(method.views(jax.random.key(seed), batch, None))
+
+  np.testing.assert_array_equal(views("permuted_once", 0), views("permuted_once", 1))
+  assert (views("permuted", 0) != views("permuted", 1)).any()
