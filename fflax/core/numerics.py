@@ -91,7 +91,7 @@ NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
 def has_bfloat16_units() -> bool:
   """Whether bfloat16 products are known to be faster than float32 ones on the default backend.
 
-  True on accelerators, and on a CPU with AMX-BF16 tiles. Plain AVX512-BF16 is unmeasured: False.
+  True on accelerators, and on a CPU with AMX-BF16 tiles or AVX512-BF16 products.
   """
   if jax.default_backend() != "cpu":
     return True
@@ -99,7 +99,7 @@ def has_bfloat16_units() -> bool:
     flags = pathlib.Path("/proc/cpuinfo").read_text()
   except OSError:
     return False
-  return "amx_bf16" in flags.split()
+  return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
 
 
 @dataclasses.dataclass(frozen=True)

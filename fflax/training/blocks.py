@@ -9,9 +9,14 @@ from fflax.types import Layer, LayerState
 
 
 def find_blocks(
-  layers: Sequence[Layer], inputs: Sequence[jax.ShapeDtypeStruct], states: Sequence[LayerState]
+  layers: Sequence[Layer],
+  inputs: Sequence[jax.ShapeDtypeStruct],
+  states: Sequence[LayerState],
+  smallest: int = 2,
 ) -> tuple[int, ...]:
   """The lengths of the maximal runs of layers that one `lax.scan` can drive.
+
+  Runs shorter than `smallest` are given as layers that stand alone, blocks of 1.
 
   Neighbours are equal if they have the same `spec`, see inputs of the same shape and carry states
   of the same structure (so a last layer with a head of its own stands alone).
@@ -28,7 +33,8 @@ def find_blocks(
       blocks[-1] += 1
     else:
       blocks.append(1)
-  return tuple(blocks)
+  kept = ((n,) if n >= smallest else (1,) * n for n in blocks)
+  return tuple(n for run in kept for n in run)
 
 
 def stack_states(states: Sequence[LayerState], blocks: Sequence[int]) -> tuple[LayerState, ...]:

@@ -40,6 +40,10 @@ from fflax.types import (
   TrainState,
 )
 
+STACK_FROM = 8
+"""Equal neighbours below this number are unrolled: a stack's slices are copied in every step, a
+fifth of an MLP's step on a CPU (`experiments/benchmarks/README.md`), and save compilation only."""
+
 _SWEEPS = {"strict": strict_sweep, "global": global_sweep}
 
 
@@ -117,7 +121,7 @@ def make_trainer(
   optimizer: Optimizer,
   readout_optimizer: Optimizer | None = None,
   schedule: Schedule | None = None,
-  stack: bool = True,
+  stack: bool | None = None,
 ) -> Trainer:
   """Makes a run's pure functions.
 
@@ -129,7 +133,8 @@ def make_trainer(
     optimizer: each layer carries its own state of it.
     readout_optimizer: for trained readouts; `optimizer` if None.
     schedule: `simultaneous()` if None.
-    stack: run equal neighbouring layers under `lax.scan` (strict methods only).
+    stack: run equal neighbouring layers under `lax.scan` (strict methods only): always, never, or
+      (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
 
   Returns:
     A `Trainer`; all of its functions are jit-able and vmap-able over states and keys.
@@ -170,8 +175,9 @@ def make_trainer(
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
-  if stack and method.locality == "strict":
-    run = run._replace(blocks=find_blocks(network.layers, inputs, states))
+  if stack is not False and method.locality == "strict":
+    smallest = STACK_FROM if stack is None else 2
+    run = run._replace(blocks=find_blocks(network.layers, inputs, states, smallest))
   sweep = _SWEEPS[method.locality]
 
   def init(key: Key, batch: Batch) -> TrainState:

@@ -254,7 +254,8 @@ def test_without_layout_control(monkeypatch):
   [
     ("gpu", "", True),
     ("cpu", "flags : sse2 avx512_bf16 amx_bf16 amx_tile", True),
-    ("cpu", "flags : sse2 avx2 avx512_bf16", False),
+    ("cpu", "flags : sse2 avx2 avx512_bf16", True),
+    ("cpu", "flags : sse2 avx2 avx512f", False),
     ("cpu", "flags : sse2 amx_bf16x", False),
     ("cpu", None, False),
   ],

@@ -48,12 +48,17 @@ def test_layers_that_differ_are_not_stacked(name):
   assert find_blocks([layer(s) for s in specs], inputs, states) == (2, 2, 1)
 
 
-@hypothesis.given(st.lists(st.sampled_from(sorted(KINDS)), max_size=9))
-def test_blocks_are_the_maximal_runs(names):
-  """Oracle: run lengths by itertools."""
+@hypothesis.given(st.lists(st.sampled_from(sorted(KINDS)), max_size=9), st.integers(2, 4))
+def test_blocks_are_the_maximal_runs(names, smallest):
+  """Oracle: run lengths by itertools; those that are too short fall apart into single layers."""
   kinds = [KINDS[name] for name in names]
-  found = find_blocks([layer(k[0]) for k in kinds], [k[1] for k in kinds], [k[2] for k in kinds])
-  assert found == tuple(len(list(run)) for _, run in itertools.groupby(names))
+  specs, inputs, states = ([k[i] for k in kinds] for i in range(3))
+  found = find_blocks([layer(s) for s in specs], inputs, states, smallest)
+  expected = []
+  for _, run in itertools.groupby(names):
+    length = len(list(run))
+    expected += [length] if length >= smallest else [1] * length
+  assert found == tuple(expected)
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1, 1), (1, 3), (2, 2), (4,)])

@@ -493,10 +493,11 @@ def temporary_bytes(method, num_layers: int, **options) -> int:
 @pytest.mark.parametrize(
   ("make", "options"),
   [
-    (lambda: forward_forward(ForwardForwardConfig(), 10), {}),
-    (lambda: hyperspherical(HypersphericalConfig(), 10), {"schedule": greedy(1)}),
+    (lambda: forward_forward(ForwardForwardConfig(), 10), {"stack": True}),
+    (lambda: forward_forward(ForwardForwardConfig(), 10), {"stack": False}),
+    (lambda: hyperspherical(HypersphericalConfig(), 10), {"stack": True, "schedule": greedy(1)}),
   ],
-  ids=["simultaneous", "greedy"],
+  ids=["stacked", "unrolled", "greedy"],
 )
 def test_activations_of_strict_methods_do_not_outlive_their_layer(make, options):
   """The reason to train locally on small machines; one saved activation in the carry undoes it."""
