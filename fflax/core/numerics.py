@@ -43,11 +43,18 @@ class Numerics(NamedTuple):
     name: as in `NUMERICS`.
     dot_general: with the signature of `jax.lax.dot_general`, as `flax.linen.Dense` calls it.
     conv_general_dilated: with the signature of `jax.lax.conv_general_dilated`.
+    takes_key: whether both take the keyword `key`: a typed key for rounding noise, drawn anew for
+      every product of every training step, or None (no noise, as in evaluation).
+    gradient_state: None, or `(shape of the right operand) -> array`: what a product carries from
+      step to step to quantise its gradients. Both then take the keyword `state`, and their backward
+      pass returns the *new* state in the place of a gradient with respect to it.
   """
 
   name: str
   dot_general: Callable[..., Array]
   conv_general_dilated: Callable[..., Array]
+  takes_key: bool = False
+  gradient_state: Callable[[tuple[int, ...]], Array] | None = None
 
 
 def float32() -> Numerics:

@@ -37,7 +37,7 @@ def mlp(
     ValueError: if `sizes` is empty or holds anything but positive integers.
   """
   layers = [
-    DenseLayer(size, activation, use_bias, initializer, numerics.dot_general)
+    DenseLayer(size, activation, use_bias, initializer, numerics)
     for size in _positive("sizes", sizes)
   ]
   return _network("mlp", "dense", layers)
@@ -166,7 +166,7 @@ def local_mlp(
       "have one entry for each layer."
     )
   layers = [
-    LocalLayer(size, field, stride, activation, True, initializer, numerics.dot_general)
+    LocalLayer(size, field, stride, activation, True, initializer, numerics)
     for size, field, stride in zip(*lists, strict=True)
   ]
   return _network("local_mlp", "local", layers)
@@ -198,7 +198,7 @@ def _conv_network(
       pool=pool if number in pool_after else None,
       use_bias=not batch_norm,
       initializer=initializer,
-      conv_general_dilated=numerics.conv_general_dilated,
+      numerics=numerics,
     )
     for number, features in enumerate(channels, start=1)
   ]

@@ -12,23 +12,24 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from fflax.core.numerics import Numerics, float32
 from fflax.networks.activations import Activation, identity
 from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
+from fflax.networks.products import ROUNDING, bind, conv_product, dense_product
 from fflax.types import Array, Key, Layer, LayerOut, PyTree
 
 Pool = Literal["max", "avg"]
 _POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
 _DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
+_FLOAT32 = float32()
 
 
 def from_linen(module: nn.Module, name: str) -> Layer:
   """Turns a module `(x, train) -> LayerOut` into a `Layer`.
 
-  `stats` is the module's `batch_stats` collection, `{}` if it has none. `key` is the module's
-  "dropout" stream. Equal modules (but for their names) give an equal `spec`.
+  `stats` is the module's `batch_stats` collection, `{}` if it has none. `key` starts the module's
+  streams "dropout" and "rounding". Equal modules (but for their names) give an equal `spec`.
 
   Args:
     module: an unbound linen module, called as `module(x, train=...)`.
@@ -49,7 +50,7 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     variables = {"params": params}
     if stats:
       variables["batch_stats"] = stats
-    rngs = None if key is None else {"dropout": key}
+    rngs = None if key is None else {"dropout": key, ROUNDING: key}
     mutable = ["batch_stats"] if train and stats else []
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)
@@ -65,14 +66,14 @@ class DenseLayer(nn.Module):
     activation: elementwise.
     use_bias: whether a bias is added.
     initializer: of kernel and bias.
-    dot_general: the product, see `fflax.core.numerics`.
+    numerics: how it multiplies.
   """
 
   features: int
   activation: Activation = nn.relu
   use_bias: bool = True
   initializer: Initializer = _DEFAULT_INITIALIZER
-  dot_general: Callable[..., Array] = lax.dot_general
+  numerics: Numerics = _FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -84,7 +85,7 @@ class DenseLayer(nn.Module):
       use_bias=self.use_bias,
       kernel_init=self.initializer.kernel,
       bias_init=functools.partial(self.initializer.bias, fan_in=size),
-      dot_general=self.dot_general,
+      dot_general_cls=dense_product(self.numerics),
       name="dense",
     )(x.reshape(x.shape[0], size))
     act = self.activation(pre)
@@ -105,7 +106,7 @@ class ConvLayer(nn.Module):
     pool: 2x2 pooling with stride 2 after the activation; an odd last row or column is dropped.
     use_bias: whether the convolution adds a bias.
     initializer: of kernel and bias.
-    conv_general_dilated: the product, see `fflax.core.numerics`.
+    numerics: how it multiplies.
 
   Deviations:
     The running variance is the biased one, where PyTorch keeps the unbiased one.
@@ -120,7 +121,7 @@ class ConvLayer(nn.Module):
   pool: Pool | None = None
   use_bias: bool = True
   initializer: Initializer = _DEFAULT_INITIALIZER
-  conv_general_dilated: Callable[..., Array] = lax.conv_general_dilated
+  numerics: Numerics = _FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -143,7 +144,7 @@ class ConvLayer(nn.Module):
       bias_init=functools.partial(
         self.initializer.bias, fan_in=math.prod(self.kernel_size) * x.shape[-1]
       ),
-      conv_general_dilated=self.conv_general_dilated,
+      conv_general_dilated_cls=conv_product(self.numerics),
       name="conv",
     )(x)
     _require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")
@@ -171,7 +172,7 @@ class LocalLayer(nn.Module):
     activation: elementwise.
     use_bias: whether a bias is added.
     initializer: of kernel and bias; fan_in is the size of one field.
-    dot_general: the product, mapped over the grid; see `fflax.core.numerics`.
+    numerics: how it multiplies; its product is mapped over the grid.
   """
 
   features: int
@@ -180,15 +181,18 @@ class LocalLayer(nn.Module):
   activation: Activation = nn.relu
   use_bias: bool = True
   initializer: Initializer = _DEFAULT_INITIALIZER
-  dot_general: Callable[..., Array] = lax.dot_general
+  numerics: Numerics = _FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
     """Maps `[B, H, W, C]` to `LayerOut` of `[B, H', W', features]`.
 
     Raises:
-      ValueError: if `x` is not `[B, H, W, C]`, or smaller than a field.
+      ValueError: if `x` is not `[B, H, W, C]`, or smaller than a field, or if the numerics carry
+        a state of their gradients, which would have to be one for each point.
     """
+    if self.numerics.gradient_state is not None:
+      raise ValueError(f"locally connected layers cannot run in numerics {self.numerics.name!r}")
     # Not linen's ConvLocal: it multiplies without `dot_general`, and counts the grid as fan_in.
     del train
     _require_image(x)
@@ -202,8 +206,9 @@ class LocalLayer(nn.Module):
       return jax.vmap(lambda k: one(k, (size, self.features)))(jax.random.split(key, points))
 
     kernel = self.param("kernel", init_kernel)
-    product = functools.partial(self.dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
-    pre = jax.vmap(product, in_axes=(1, 0), out_axes=1)(
+    product = bind(self, self.numerics, "dot_general", (size, self.features))
+    numbers = (((1,), (0,)), ((), ()))
+    pre = jax.vmap(lambda x, w: product(x, w, numbers), in_axes=(1, 0), out_axes=1)(
       patches.reshape(batch, points, size), kernel
     )
     if self.use_bias:
@@ -242,7 +247,7 @@ def aux_conv_layer(
     activation=identity,
     kernel_size=(kernel_size, kernel_size),
     initializer=get_initializer(initializer),
-    conv_general_dilated=(numerics or float32()).conv_general_dilated,
+    numerics=numerics or _FLOAT32,
   )
   return from_linen(module, name)
 

@@ -51,7 +51,7 @@ NUMERICS = pytest.mark.parametrize(
 def test_dense(numerics, operand, activation):
   """The product goes through `dot_general`, over the flattened input, in float32."""
   x = image(5, 4, 4, 2)
-  module = DenseLayer(7, ACTIVATIONS[activation], True, TORCH, numerics.dot_general)
+  module = DenseLayer(7, ACTIVATIONS[activation], True, TORCH, numerics)
   params, stats, out, _ = run(module, x)
   kernel, bias = params["dense"]["kernel"], params["dense"]["bias"]
   pre = operand(x).reshape(5, 32) @ operand(kernel) + exact(bias)
@@ -68,9 +68,7 @@ def test_dense(numerics, operand, activation):
 def test_conv(numerics, operand):
   """SAME 3x3 convolution with bias, at every pixel, corners included."""
   x = image(2, 5, 6, 3)
-  module = ConvLayer(
-    4, nn.relu, initializer=TORCH, conv_general_dilated=numerics.conv_general_dilated
-  )
+  module = ConvLayer(4, nn.relu, initializer=TORCH, numerics=numerics)
   params, stats, out, _ = run(module, x)
   kernel, bias = operand(params["conv"]["kernel"]), exact(params["conv"]["bias"])
   padded = np.pad(operand(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -116,7 +114,7 @@ def test_batch_norm_moves_only_in_training():
 def test_local(numerics, operand):
   """Every grid point has its own kernel, field and bias; the field is in (row, column, channel)."""
   x = image(3, 9, 7, 2)
-  module = LocalLayer(5, 3, 2, nn.relu, True, TORCH, numerics.dot_general)
+  module = LocalLayer(5, 3, 2, nn.relu, True, TORCH, numerics)
   params, _, out, _ = run(module, x)
   assert params["kernel"].shape == (4 * 3, 3 * 3 * 2, 5)
   for row in range(4):
@@ -156,7 +154,7 @@ def test_conv_shapes(size, channels, features, kernel, strides, padding):
     kernel_size=(kernel, kernel),
     strides=strides,
     padding=padding,
-    conv_general_dilated=bfloat16().conv_general_dilated,
+    numerics=bfloat16(),
   )
   layer = from_linen(module, "layer")
   x = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
@@ -174,7 +172,7 @@ def test_conv_shapes(size, channels, features, kernel, strides, padding):
 @pytest.mark.parametrize(
   "module",
   [
-    DenseLayer(6, ACTIVATIONS["relu_ste"], True, TORCH, bfloat16().dot_general),
+    DenseLayer(6, ACTIVATIONS["relu_ste"], True, TORCH, bfloat16()),
     ConvLayer(4, batch_norm=True, pool="max", use_bias=False),
     LocalLayer(4, 3),
   ],
@@ -212,7 +210,7 @@ def test_spec_ignores_the_name_and_nothing_else():
     DenseLayer(6, jnp.tanh),
     make(use_bias=False),
     make(initializer=TORCH),
-    make(dot_general=bfloat16().dot_general),
+    make(numerics=bfloat16()),
     ConvLayer(6, nn.relu),
     ConvLayer(6, nn.relu, pool="max"),
   ]

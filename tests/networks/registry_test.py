@@ -169,11 +169,10 @@ def test_arguments_reach_the_layers():
   spec = network.layers[0].spec
   assert spec.activation is jnp.tanh
   assert spec.initializer == get_initializer("he_normal")
-  assert spec.dot_general == bfloat16().dot_general
+  assert spec.numerics == bfloat16()
   for name in NETWORKS:
     for layer in make_network(name, numerics=bfloat16(), activation=jnp.tanh).layers:
-      product = getattr(layer.spec, "dot_general", None) or layer.spec.conv_general_dilated
-      assert product in bfloat16()
+      assert layer.spec.numerics == bfloat16()
       assert layer.spec.activation is jnp.tanh
 
 
