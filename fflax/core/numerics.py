@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.depthwise import depthwise_conv
 from fflax.types import Array
 
 # Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
@@ -63,6 +64,7 @@ def float32() -> Numerics:
   On a CPU, plain convolutions have a gradient of ours, of the same value: XLA compiles JAX's own
   into a naive loop wherever it stands inside a `while`, `scan` or `cond`, as every training step
   does, which is some 40 times slower. Forward-mode differentiation is not supported there.
+  Depthwise ones are `fflax.core.depthwise.depthwise_conv` there.
   """
   return Numerics("float32", lax.dot_general, _Conv(bfloat16=False))
 
@@ -220,16 +222,20 @@ class _Conv:
     strides = tuple(window_strides)
     numbers = lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
     plain = (
-      feature_group_count == batch_group_count == 1
+      batch_group_count == 1
       and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
       and numbers == _channels_last(x.ndim)
     )
-    ours = self.bfloat16 or (jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32)
-    if plain and ours:
-      if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
+    on_cpu = jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32
+    depthwise = x.ndim == 4 and 1 < feature_group_count == x.shape[-1] == w.shape[-1]
+    if plain and isinstance(padding, str):
+      padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
+    if plain and feature_group_count == 1 and (self.bfloat16 or on_cpu):
       pads = tuple((int(low), int(high)) for low, high in padding)
       out = _conv(self._form(), strides, pads, x, w)
+    elif plain and depthwise and on_cpu:
+      x, w = (_round(x), _round(w)) if self.bfloat16 else (x, w)
+      out = depthwise_conv(x, w, strides, padding)
     else:
       out = lax.conv_general_dilated(
         _round(x) if self.bfloat16 else x,
