@@ -18,6 +18,7 @@ from fflax.data.dataset import Dataset, Split
 from fflax.data.normalize import Normalization, statistics
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
+from fflax.training import lookahead
 from fflax.training.chunk import Feed
 from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
@@ -88,7 +89,7 @@ def check(config: ExperimentConfig) -> None:
   """
   # No data is loaded, so the number of classes and of steps is any.
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
-  check_run(parts["method"], parts["schedule"], parts["readouts"])
+  check_run(parts["method"], parts["schedule"], parts["readouts"], parts["lookahead"])
 
 
 def layer_epochs(config: ExperimentConfig, num_layers: int) -> int:
@@ -137,6 +138,7 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
     "method": make_method(config.method, config.methods[config.method], num_classes),
     "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
     "schedule": make_schedule(config.schedule, turn * steps_per_epoch),
+    "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),
     "readout_optimizer": optimizer(config.readout_optimizer, config.epochs),
   }
@@ -217,6 +219,9 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
   schedule = experiment.schedule._replace(active=None)
   sgd = optax.sgd(1.0)
   parts |= {"schedule": schedule, "optimizer": sgd, "readout_optimizer": sgd}
+  if parts["lookahead"] is not None:
+    # Lambda may be zero in the first epoch.
+    parts["lookahead"] = lookahead.constant(1.0, parts["lookahead"].mode)
   trainer = make_trainer(image_shape=experiment.dataset.train.image.shape[1:], **parts)
   batch = experiment.example(size)
   state = jax.jit(trainer.init)(jax.random.key(experiment.config.seed), batch)
@@ -227,9 +232,10 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
     return tuple(s.params for s in trainer.layer_states(new))
 
   matrix = locality_matrix(moved, len(experiment.network.layers))
-  if not agrees(matrix, experiment.method.locality):
+  declared = experiment.trainer.locality
+  if not agrees(matrix, declared):
     raise RuntimeError(
-      f"method {experiment.method.name!r} declares locality {experiment.method.locality!r}, but "
+      f"method {experiment.method.name!r} declares locality {declared!r} in this run, but "
       f"its losses move foreign layers: {matrix.astype(int).tolist()}"
     )
   return matrix

@@ -63,7 +63,7 @@ def close_run(
   console.console.print(console.locality_line(experiment, matrix))
   summary = {
     "method": experiment.method.name,
-    "locality": experiment.method.locality,
+    "locality": experiment.trainer.locality,
     "locality_matrix": matrix.astype(int).tolist(),
     "seed": experiment.config.seed,
     "steps": int(state.step),

@@ -18,6 +18,7 @@ from fflax.core.readouts import READOUTS, ReadoutConfig
 from fflax.data.augment import AugmentConfig
 from fflax.methods.registry import METHODS
 from fflax.networks.registry import NETWORKS, network_options
+from fflax.training.lookahead import LookaheadConfig
 from fflax.training.optimizers import OptimizerConfig
 
 _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
@@ -73,6 +74,7 @@ class ExperimentConfig:
     activation, kernel_init: of the network's layers.
     numerics: how layers multiply: "float32" or "bfloat16".
     schedule: "simultaneous", "interleaved" or "greedy".
+    lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
       the end of the run, at the final rate of its schedule. 0: `epochs` // layers.
     readouts: names; the first is the run's own, the others are reported beside it.
@@ -94,6 +96,7 @@ class ExperimentConfig:
   numerics: str = "float32"
   schedule: str = "simultaneous"
   epochs_per_layer: int = 0
+  lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
   readouts: tuple[str, ...] = ("score_sum",)
   readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -173,6 +176,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
   """
   values = dict(values)
   nested = {
+    "lookahead": LookaheadConfig,
     "readout": ReadoutConfig,
     "optimizer": OptimizerConfig,
     "readout_optimizer": OptimizerConfig,
@@ -217,6 +221,8 @@ def fingerprint(config: ExperimentConfig) -> str:
   values["data"] = {k: v for k, v in values["data"].items() if k not in unset | {"data_dir"}}
   if config.schedule != "greedy":
     values["epochs_per_layer"] = 1  # not read; the default of the first runs
+  if config.lookahead.mode == "none":
+    del values["lookahead"]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

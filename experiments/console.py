@@ -24,7 +24,7 @@ def locality_line(experiment: Experiment, matrix: np.ndarray) -> str:
     if pairs == 0
     else f"losses move other layers' parameters in {pairs} of {size * (size - 1)} pairs of layers"
   )
-  return f"locality  {experiment.method.locality} (declared), measured: {found}"
+  return f"locality  {experiment.trainer.locality} (declared), measured: {found}"
 
 
 def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> None:

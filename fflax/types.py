@@ -232,12 +232,15 @@ class TrainState:
     key: typed root key of the run; never changes, steps fold their number into it.
     layers: one `LayerState` per block of equal stacked layers (usually one per layer).
     readouts: one `ReadoutState` per readout of the run.
+    coupling: what a sweep carries that belongs to no layer (running averages of an adaptive
+      look-ahead); `()` if there is nothing.
   """
 
   step: Array
   key: Key
   layers: tuple[LayerState, ...]
   readouts: tuple[ReadoutState, ...]
+  coupling: PyTree = ()
 
 
 class Answers(NamedTuple):
@@ -265,6 +268,7 @@ class Trainer(NamedTuple):
     layer_states: `(state) -> tuple` of L unstacked `LayerState`s.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
+    locality: of the run: the method's own, or "lookahead" if layers look ahead.
   """
 
   init: Callable[[Key, Batch], TrainState]
@@ -275,6 +279,7 @@ class Trainer(NamedTuple):
   layer_states: Callable[[TrainState], tuple[LayerState, ...]]
   layer_names: tuple[str, ...]
   schedule: Schedule = Schedule("simultaneous")
+  locality: Locality = "strict"
 
 
 Optimizer = optax.GradientTransformation

@@ -74,7 +74,7 @@ def rows_of(
   columns = {
     **results.choices(base),
     "preset": preset,
-    "locality": experiments[0].method.locality,
+    "locality": experiments[0].trainer.locality,
     "locality_matrix": matrix.astype(int).tolist(),
     "seeds": [e.config.seed for e in experiments[: len(tests)]],
     "command": command_line(sys.argv[1:]),

@@ -9,6 +9,7 @@ import optax
 from jax import lax
 
 from fflax.random import Role, layer_key
+from fflax.training.lookahead import Lookahead
 from fflax.types import (
   Array,
   Key,
@@ -35,6 +36,7 @@ class Run(NamedTuple):
   readout_optimizer: Optimizer
   schedule: Schedule
   blocks: tuple[int, ...]
+  lookahead: Lookahead | None = None
 
 
 def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:

@@ -3,7 +3,8 @@
 The driver owns the forward sweep, `stop_gradient` at every layer boundary, key derivation, the
 layers' optimiser states and who is active, so that a method cannot break locality by forgetting
 something. The strict sweep differentiates, updates and hands on one layer after the other, so no
-activation outlives its layer; the global sweep differentiates the sum of the losses end to end.
+activation outlives its layer; the global sweep differentiates the sum of the losses end to end;
+the look-ahead sweep stands between them.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from jax import lax
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import find_blocks, stack_states, unstack_states
 from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer
+from fflax.training.lookahead import Lookahead
+from fflax.training.lookahead_sweep import lookahead_sweep
 from fflax.training.schedules import simultaneous
 from fflax.training.sweeps import (
   global_sweep,
@@ -44,7 +47,7 @@ STACK_FROM = 8
 """Equal neighbours below this number are unrolled: a stack's slices are copied in every step, a
 fifth of an MLP's step on a CPU (`experiments/benchmarks/README.md`), and save compilation only."""
 
-_SWEEPS = {"strict": strict_sweep, "global": global_sweep}
+_SWEEPS = {"strict": strict_sweep, "global": global_sweep, "lookahead": lookahead_sweep}
 
 
 def train_readouts(
@@ -81,19 +84,26 @@ def present_answer(
   return None
 
 
-def check_run(method: Method, schedule: Schedule, readouts: Sequence[Readout]) -> None:
+def check_run(
+  method: Method,
+  schedule: Schedule,
+  readouts: Sequence[Readout],
+  lookahead: Lookahead | None = None,
+) -> None:
   """Refuses impossible combinations, before any work and without shapes.
 
   Raises:
     ValueError: one sentence that says why.
   """
-  if method.locality not in _SWEEPS:
+  if method.locality not in ("strict", "global"):
     raise ValueError(f"no driver for locality {method.locality!r} of method {method.name!r} yet")
   if method.locality == "global" and (schedule.active is not None or schedule.reforward):
     raise ValueError(
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
       f"{method.name!r} is global: use schedule 'simultaneous'"
     )
+  if lookahead is not None:
+    _check_lookahead(method, schedule, lookahead)
   if not readouts:
     raise ValueError("a run needs at least one readout")
   names = [readout.name for readout in readouts]
@@ -112,6 +122,24 @@ def check_run(method: Method, schedule: Schedule, readouts: Sequence[Readout]) -
     )
 
 
+def _check_lookahead(method: Method, schedule: Schedule, lookahead: Lookahead) -> None:
+  if method.locality != "strict":
+    raise ValueError(
+      f"look-ahead joins layers that learn from their own loss; method {method.name!r} is "
+      f"{method.locality} already"
+    )
+  if schedule.active is not None or schedule.reforward:
+    raise ValueError(
+      f"look-ahead needs all layers' losses at once, which schedule {schedule.name!r} does not "
+      "give: use schedule 'simultaneous'"
+    )
+  if method.goodness is None and (lookahead.mode == "scalar" or lookahead.observe is not None):
+    raise ValueError(
+      f"this look-ahead reads the layers' goodness, and method {method.name!r} has none: use mode "
+      "'exact' with another schedule"
+    )
+
+
 def make_trainer(
   network: Network,
   method: Method,
@@ -121,6 +149,7 @@ def make_trainer(
   optimizer: Optimizer,
   readout_optimizer: Optimizer | None = None,
   schedule: Schedule | None = None,
+  lookahead: Lookahead | None = None,
   stack: bool | None = None,
 ) -> Trainer:
   """Makes a run's pure functions.
@@ -133,6 +162,7 @@ def make_trainer(
     optimizer: each layer carries its own state of it.
     readout_optimizer: for trained readouts; `optimizer` if None.
     schedule: `simultaneous()` if None.
+    lookahead: whether layers also learn from the losses above them (strict methods only).
     stack: run equal neighbouring layers under `lax.scan` (strict methods only): always, never, or
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
 
@@ -150,8 +180,10 @@ def make_trainer(
     readout_optimizer or optimizer,
     schedule or simultaneous(),
     (1,) * len(network.layers),
+    lookahead,
   )
-  check_run(method, run.schedule, run.readouts)
+  check_run(method, run.schedule, run.readouts, lookahead)
+  locality = method.locality if lookahead is None else "lookahead"
   num_layers = len(network.layers)
   trains_readout = any(r.loss is not None for r in run.readouts)
 
@@ -175,10 +207,10 @@ def make_trainer(
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
-  if stack is not False and method.locality == "strict":
+  if stack is not False and locality == "strict":
     smallest = STACK_FROM if stack is None else 2
     run = run._replace(blocks=find_blocks(network.layers, inputs, states, smallest))
-  sweep = _SWEEPS[method.locality]
+  sweep = _SWEEPS[locality]
 
   def init(key: Key, batch: Batch) -> TrainState:
     states, _, params = init_layers(key, batch.image)
@@ -186,8 +218,9 @@ def make_trainer(
       ReadoutState(p, run.readout_optimizer.init(p) if r.loss is not None else ())
       for r, p in zip(run.readouts, params, strict=True)
     )
+    coupling = () if lookahead is None else lookahead.init(num_layers)
     return TrainState(
-      jnp.zeros((), jnp.int32), key, stack_states(states, run.blocks), readout_states
+      jnp.zeros((), jnp.int32), key, stack_states(states, run.blocks), readout_states, coupling
     )
 
   def layer_states(state: TrainState) -> tuple[LayerState, ...]:
@@ -206,6 +239,11 @@ def make_trainer(
     return training_views(state, states, features, batch, key), method.plain_view(image)
 
   views, plain = jax.eval_shape(both_views, jax.random.key(0), example)
+  if lookahead is not None and lookahead.observe is not None and views.shape[0] < 2:
+    raise ValueError(
+      f"this look-ahead compares positive with negative views, and method {method.name!r} shows "
+      "one view only: use another lookahead.schedule"
+    )
   if views.shape[1:] != plain.shape:
     raise ValueError(
       f"method {method.name!r} trains on views of shape {list(views.shape[2:])}, but its plain "
@@ -223,8 +261,8 @@ def make_trainer(
       features = plain_features(run, states, batch.image)
       readout_states, metrics = train_readouts(run, state.readouts, features, batch.label)
     x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
-    layers, layer_metrics = sweep(run, state, x, batch.label, key, loss_weights)
-    new = TrainState(state.step + 1, state.key, layers, readout_states)
+    layers, coupling, layer_metrics = sweep(run, state, x, batch.label, key, loss_weights)
+    new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
     return new, {**layer_metrics, **metrics}
 
   def answer(state: TrainState, image: Array) -> Answers:
@@ -261,4 +299,5 @@ def make_trainer(
     layer_states=layer_states,
     layer_names=tuple(layer.name for layer in network.layers),
     schedule=run.schedule,
+    locality=locality,
   )

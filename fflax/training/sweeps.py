@@ -18,7 +18,7 @@ from fflax.training.layer_step import (
 from fflax.types import Array, Key, Layer, LayerState, Metrics, PyTree, TrainState
 
 
-def _per_layer(rows: Sequence[Metrics]) -> Metrics:
+def per_layer(rows: Sequence[Metrics]) -> Metrics:
   """`[L]` arrays from one metrics dict a layer; NaN where a layer does not report a metric."""
   names = sorted({name for row in rows for name in row})
   nan = jnp.full((), jnp.nan, jnp.float32)
@@ -27,7 +27,7 @@ def _per_layer(rows: Sequence[Metrics]) -> Metrics:
 
 def strict_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
-) -> tuple[tuple[LayerState, ...], Metrics]:
+) -> tuple[tuple[LayerState, ...], PyTree, Metrics]:
   """Every layer learns from its own loss alone; blocks of equal layers run under one `lax.scan`."""
   num_layers = len(run.network.layers)
   modes = None
@@ -71,12 +71,12 @@ def strict_sweep(
       rows += [jax.tree.map(lambda a, j=j: a[j], stacked_metrics) for j in range(block)]
     new_states.append(new)
     first += block
-  return tuple(new_states), _per_layer(rows)
+  return tuple(new_states), state.coupling, per_layer(rows)
 
 
 def global_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
-) -> tuple[tuple[LayerState, ...], Metrics]:
+) -> tuple[tuple[LayerState, ...], PyTree, Metrics]:
   """All layers learn from the (weighted) sum of the losses, end to end."""
   states = state.layers
 
@@ -94,7 +94,7 @@ def global_sweep(
 
   grads, (all_stats, rows) = jax.grad(objective, has_aux=True)(tuple(s.params for s in states))
   new = tuple(update_layer(run, s, g, t) for s, g, t in zip(states, grads, all_stats, strict=True))
-  return new, _per_layer(rows)
+  return new, state.coupling, per_layer(rows)
 
 
 def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, list[Array]]:
