@@ -33,6 +33,9 @@ try:
 except ImportError:  # pragma: no cover
   _HAS_LAYOUTS = False
 
+GRADIENT_STATE = "gradient_state"
+"""Name of the parameter whose "gradient" is its next value, see `Numerics.gradient_state`."""
+
 _Pads = tuple[tuple[int, int], ...]
 _Form = Literal["exact", "rounded", "native"]  # of a convolution's operands
 
@@ -49,6 +52,8 @@ class Numerics(NamedTuple):
     gradient_state: None, or `(shape of the right operand) -> array`: what a product carries from
       step to step to quantise its gradients. Both then take the keyword `state`, and their backward
       pass returns the *new* state in the place of a gradient with respect to it.
+    learning_rate_scale: None, or `(new state) -> factor` on the learning rate of the product's own
+      parameters in this step.
   """
 
   name: str
@@ -56,6 +61,7 @@ class Numerics(NamedTuple):
   conv_general_dilated: Callable[..., Array]
   takes_key: bool = False
   gradient_state: Callable[[tuple[int, ...]], Array] | None = None
+  learning_rate_scale: Callable[[Array], Array] | None = None
 
 
 def float32() -> Numerics:

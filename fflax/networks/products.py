@@ -5,14 +5,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from fflax.core.numerics import Numerics
+from fflax.core.numerics import GRADIENT_STATE, Numerics
 from fflax.types import Array
 
 ROUNDING = "rounding"
 """The stream of keys that rounding noise is drawn from; modules without it round to nearest."""
-
-GRADIENT_STATE = "gradient_state"
-"""Name of the parameter whose "gradient" is its next value, see `Numerics.gradient_state`."""
 
 
 class Product(nn.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fflax.core.numerics import GRADIENT_STATE, Numerics
 from fflax.types import Array, PyTree
 
 
@@ -155,3 +156,45 @@ def make_optimizer(
   rate = learning_rate_schedule(config, epochs, steps_per_epoch)
   steps = OPTIMIZERS[config.name](config, decay)
   return optax.chain(*clip, *steps, optax.scale_by_learning_rate(rate))
+
+
+def for_numerics(
+  optimizer: optax.GradientTransformation, numerics: Numerics
+) -> optax.GradientTransformation:
+  """The optimiser of a network whose products may carry a state of their gradients.
+
+  A parameter named `GRADIENT_STATE` is replaced by its "gradient", which is its next value; the
+  optimiser, its clipping and its decay never see it. The updates of the parameters beside it are
+  multiplied by `numerics.learning_rate_scale` of that value.
+
+  Args:
+    optimizer: of all other parameters.
+    numerics: of the network; returned is `optimizer` itself if they carry no state.
+  """
+  if numerics.gradient_state is None:
+    return optimizer
+  scale = numerics.learning_rate_scale
+
+  def is_trained(tree: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: getattr(path[-1], "key", None) != GRADIENT_STATE, tree
+    )
+
+  def replace(updates: PyTree, params: PyTree) -> PyTree:
+    if not isinstance(updates, Mapping):
+      return updates
+    factor = 1.0
+    for child in updates.values():
+      if scale is not None and isinstance(child, Mapping) and GRADIENT_STATE in child:
+        factor = scale(child[GRADIENT_STATE])
+    new = {}
+    for name, update in updates.items():
+      if name == GRADIENT_STATE:
+        new[name] = update - params[name]
+      elif isinstance(update, Mapping):
+        new[name] = replace(update, params[name])
+      else:
+        new[name] = jax.tree.map(lambda u, f=factor: f * u, update)
+    return new
+
+  return optax.chain(optax.masked(optimizer, is_trained), optax.stateless(replace))

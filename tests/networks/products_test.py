@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fflax.core.numerics import Numerics, float32
+from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
 from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, from_linen
-from fflax.networks.products import GRADIENT_STATE
 
 KEY = jax.random.key(0)
 

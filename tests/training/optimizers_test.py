@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 
+from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
 from fflax.training.optimizers import (
   COOLDOWNS,
   OptimizerConfig,
   cooldown_gain,
+  for_numerics,
   learning_rate_schedule,
   make_optimizer,
 )
@@ -215,3 +218,33 @@ def test_the_rate_follows_the_optimizer_s_own_count():
 def test_bad_configurations_are_named(options, word):
   with pytest.raises(ValueError, match=word):
     make_optimizer(OptimizerConfig(**options), epochs=3, steps_per_epoch=10)
+
+
+def test_gradient_states_take_their_next_value_and_scale_their_neighbours():
+  """Adam on a statistic, or decay or clipping by its size, would ruin it within a step."""
+  numerics = Numerics(
+    "stateful", lax.dot_general, lax.conv_general_dilated,
+    gradient_state=lambda shape: jnp.zeros(2), learning_rate_scale=lambda state: state[1],
+  )  # fmt: skip
+  config = OptimizerConfig("adamw", 0.1, weight_decay=0.5, clip_norm=1.0)
+  optimizer = for_numerics(make_optimizer(config), numerics)
+  layer = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
+  params = {"layer": {"dense": {**layer, "Product_0": {GRADIENT_STATE: jnp.array([7.0, 8.0])}}}}
+  params["method"] = {"head": jnp.array([3.0])}
+  grads = jax.tree.map(lambda p: 0.3 * p, params)
+  grads["layer"]["dense"]["Product_0"][GRADIENT_STATE] = jnp.array([1e6, 0.25])
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  new = optax.apply_updates(params, updates)
+  found = new["layer"]["dense"].pop("Product_0")[GRADIENT_STATE]
+  np.testing.assert_array_equal(found, np.array([1e6, 0.25], np.float32))
+
+  plain = make_optimizer(config)
+  without = {"layer": {"dense": layer}, "method": params["method"]}
+  grads = jax.tree.map(lambda p: 0.3 * p, without)
+  expected, _ = plain.update(grads, plain.init(without), without)
+  expected["layer"]["dense"] = jax.tree.map(lambda u: 0.25 * u, expected["layer"]["dense"])
+  for a, b in zip(
+    *map(jax.tree.leaves, (new, optax.apply_updates(without, expected))), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  assert for_numerics(plain, float32()) is plain
