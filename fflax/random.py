@@ -26,6 +26,7 @@ class Role(enum.IntEnum):
   LOSS = 7
   HAND_ON = 8
   PROBE = 9
+  STORE = 10
 
 
 def role_key(key: Key, role: Role) -> Key:

@@ -183,7 +183,7 @@ def for_numerics(
   def replace(updates: PyTree, params: PyTree) -> PyTree:
     if not isinstance(updates, Mapping):
       return updates
-    factor = 1.0
+    factor: Array | float = 1.0
     for child in updates.values():
       if scale is not None and isinstance(child, Mapping) and GRADIENT_STATE in child:
         factor = scale(child[GRADIENT_STATE])

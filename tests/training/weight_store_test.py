@@ -1,0 +1,159 @@
+"""Weights at rest in int8: unbiased moves, scales that follow, a trainer that only sees floats."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fflax.core import readouts
+from fflax.core.numerics import float32
+from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
+from fflax.networks.registry import make_network
+from fflax.training import weight_store
+from fflax.training.step import make_trainer
+from fflax.training.weight_store import Int8Weight, int8_weights
+from fflax.types import Batch
+from tests.training.tiny_layers import jit
+
+KEY = jax.random.key(0)
+
+
+def stored(values, scale) -> Int8Weight:
+  return Int8Weight(jnp.asarray(values, jnp.int8), jnp.asarray(scale, jnp.float32)[None])
+
+
+def test_packing_leaves_room_for_twice_the_largest_weight():
+  weight = jnp.array([[1.0, -0.2, 0.0], [-0.5, 0.1, 0.0]])
+  found = weight_store.pack(weight)
+  np.testing.assert_allclose(found.scale, np.array([[2.0, 0.4, 2e-30]]) / 127, rtol=1e-6)
+  # 63.5 is rounded half to even.
+  np.testing.assert_array_equal(found.values, np.array([[64, -64, 0], [-32, 32, 0]]))
+  error = jnp.abs(weight_store.unpack(found) - weight)
+  assert (error <= found.scale / 2 * 1.0001).all()
+  assert found.values.dtype == jnp.int8
+
+
+def test_moves_are_unbiased_and_bounded():
+  """A change of 0.3 steps moves 3 weights in 10 by one; nearest rounding would move none."""
+  rows = 4000
+  start = stored(np.full((rows, 2), 5), [0.1, 10.0])
+  found = weight_store.move(start, jnp.full((rows, 2), 0.03), KEY).values
+  assert set(np.unique(found[:, 0])) == {5, 6}
+  deviation = np.sqrt(0.3 * 0.7 / rows)
+  assert abs(float(found[:, 0].mean(dtype=jnp.float32)) - 5.3) < 4 * deviation
+  assert abs(float(found[:, 1].mean(dtype=jnp.float32)) - 5.003) < 4 * np.sqrt(0.003 / rows)
+  np.testing.assert_array_equal(weight_store.move(start, jnp.zeros((rows, 2)), KEY).values, 5)
+  for change, bound in ((1e6, 127), (-1e6, -127)):
+    far = weight_store.move(start, jnp.full((rows, 2), change), KEY).values
+    np.testing.assert_array_equal(far, bound)
+
+
+def test_scales_follow_the_weights():
+  """By channel: 2 % at the bound doubles, 1 % stays, all below 32 halves, one at 32 stays."""
+  values = np.full((100, 4), 50)
+  values[:2, 0], values[:1, 1] = 127, -127
+  values[:, 2], values[:, 3] = 31, 20
+  values[0, 3] = -32
+  found = weight_store.rescale(stored(values, [1.0, 1.0, 1.0, 1.0]), KEY)
+  np.testing.assert_array_equal(found.scale[0], [2.0, 1.0, 0.5, 1.0])
+  np.testing.assert_array_equal(found.values[:, 1], values[:, 1])
+  np.testing.assert_array_equal(found.values[:, 2], 62)
+  np.testing.assert_array_equal(found.values[:, 3], values[:, 3])
+  assert set(np.unique(found.values[:2, 0])) <= {63, 64}
+  np.testing.assert_array_equal(found.values[2:, 0], 25)
+
+
+def make(rate=0.1, network="mlp", **options):
+  return make_trainer(
+    make_network(network, numerics=float32(), **options),
+    forward_forward(ForwardForwardConfig(), 3),
+    [readouts.score_sum()],
+    image_shape=(6, 6, 1),
+    optimizer=optax.sgd(rate),
+    stack=False,
+  )
+
+
+def batch() -> Batch:
+  rng = np.random.default_rng(0)
+  image = jnp.asarray(rng.uniform(size=(8, 6, 6, 1)), jnp.float32)
+  return Batch(image, jnp.arange(8, dtype=jnp.int32) % 3)
+
+
+def kernels(state):
+  return [
+    leaf
+    for leaf in jax.tree.leaves(
+      [s.params for s in state.layers], is_leaf=lambda a: isinstance(a, Int8Weight)
+    )
+    if isinstance(leaf, Int8Weight)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("network", "options"),
+  [("mlp", {"sizes": (7, 7)}), ("small_cnn", {"channels": (3, 3), "pool_after": ()})],
+)
+def test_a_step_is_the_trainers_own_but_for_the_grid(network, options):
+  """Oracle: the float trainer's step from the unpacked weights; kernels within one grid step."""
+  trainer = make(1e-3, network, **options)
+  wrapped = int8_weights(trainer)
+  state = wrapped.init(KEY, batch())
+  assert [k.values.dtype for k in kernels(state)] == [jnp.int8] * 2
+  floats = trainer.init(KEY, batch())
+  loaded = wrapped.layer_states(state)
+  for packed, own in zip(loaded, floats.layers, strict=True):
+    for a, b in zip(jax.tree.leaves(packed.params), jax.tree.leaves(own.params), strict=True):
+      np.testing.assert_allclose(a, b, atol=float(jnp.abs(b).max()) / 127 + 1e-7)
+  new, metrics = jit(wrapped.step)(state, batch())
+  reference = dataclasses.replace(floats, layers=loaded)
+  expected, expected_metrics = jit(trainer.step)(reference, batch())
+  np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-6)
+  scales = iter(k.scale for k in kernels(state))
+  for a, b in zip(wrapped.layer_states(new), expected.layers, strict=True):
+    flat = jax.tree_util.tree_leaves_with_path(a.params)
+    for (path, x), y in zip(flat, jax.tree.leaves(b.params), strict=True):
+      if path[-1].key == "kernel":
+        step = np.broadcast_to(next(scales), x.shape)
+        assert (np.abs(x - y) < step * 1.0001).all()
+      else:
+        np.testing.assert_allclose(x, y, atol=1e-7)
+  answer = wrapped.answer(new, batch().image)
+  assert answer.readouts["score_sum"].shape == (8, 3)
+
+
+def test_weights_at_rest_do_not_move_without_a_change():
+  """Integers have no fraction to round; 100 steps pass, so that scales are looked at too."""
+  wrapped = int8_weights(make(rate=0.0, sizes=(7,)))
+  state = wrapped.init(KEY, batch())
+  step = jit(wrapped.step)
+  new = state
+  for _ in range(3):
+    new, _ = step(new, batch())
+  for a, b in zip(kernels(state), kernels(new), strict=True):
+    np.testing.assert_array_equal(a.values, b.values)
+    np.testing.assert_array_equal(a.scale, b.scale)
+
+
+def test_scales_are_looked_at_every_hundred_steps():
+  """Tiny values at step 99: the scale halves with the next step, not with the one after."""
+  wrapped = int8_weights(make(rate=0.0, sizes=(7,)))
+  state = wrapped.init(KEY, batch())
+
+  def shrunk(s):
+    params = jax.tree.map(
+      lambda p: p._replace(values=p.values // 8) if isinstance(p, Int8Weight) else p,
+      s.params,
+      is_leaf=lambda a: isinstance(a, Int8Weight),
+    )
+    return dataclasses.replace(s, params=params)
+
+  state = dataclasses.replace(state, layers=tuple(map(shrunk, state.layers)))
+  step = jit(wrapped.step)
+  for start, factor in ((98, 1.0), (99, 0.5)):
+    new, _ = step(dataclasses.replace(state, step=jnp.asarray(start, jnp.int32)), batch())
+    for a, b in zip(kernels(state), kernels(new), strict=True):
+      np.testing.assert_allclose(b.scale, factor * a.scale)
