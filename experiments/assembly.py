@@ -25,6 +25,7 @@ from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.schedules import make_schedule
 from fflax.training.step import check_run, make_trainer
+from fflax.training.weight_store import int8_weights
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
 
 
@@ -167,7 +168,14 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   # Augmentations that do not fit the examples are refused here, not in the first traced step.
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
-  trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
+  trainer = make_trainer(
+    image_shape=dataset.train.image.shape[1:],
+    # Weights at rest in int8 have scales of their own in every layer.
+    stack=False if config.weight_store == "int8" else None,
+    **parts,
+  )
+  if config.weight_store == "int8":
+    trainer = int8_weights(trainer)
 
   def indices(key: Array, first_step: Array, num_steps: int) -> Array:
     return stream.batch_indices(key, first_step, num_steps, size, data.batch_size, data.shuffle)

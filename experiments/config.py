@@ -73,6 +73,7 @@ class ExperimentConfig:
     network, networks: the network's name, and the options of each network by name.
     activation, kernel_init: of the network's layers.
     numerics: how layers multiply: "float32" or "bfloat16".
+    weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
     schedule: "simultaneous", "interleaved" or "greedy".
     lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
@@ -94,6 +95,7 @@ class ExperimentConfig:
   activation: str = "relu"
   kernel_init: str = "fan_in_normal"
   numerics: str = "float32"
+  weight_store: str = "float32"
   schedule: str = "simultaneous"
   epochs_per_layer: int = 0
   lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
@@ -122,6 +124,8 @@ class ExperimentConfig:
     fill(self, "readouts", tuple(self.readouts))
     if len(set(self.readouts)) != len(self.readouts) or not self.readouts:
       raise ValueError(f"readouts must be one or more different names, not {self.readouts}")
+    if self.weight_store not in ("float32", "int8"):
+      raise ValueError(f"weight_store must be 'float32' or 'int8', not {self.weight_store!r}")
     least = {"epochs": 1, "epochs_per_layer": 0, "eval_every": 1, "checkpoint_every": 1}
     for field, bound in least.items():
       if getattr(self, field) < bound:
@@ -223,6 +227,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     values["epochs_per_layer"] = 1  # not read; the default of the first runs
   if config.lookahead.mode == "none":
     del values["lookahead"]
+  if config.weight_store == "float32":
+    del values["weight_store"]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

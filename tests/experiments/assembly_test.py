@@ -127,6 +127,28 @@ def test_locality_is_proved_under_greedy_with_warm_up():
   np.testing.assert_array_equal(matrix, np.eye(3, dtype=bool))
 
 
+def test_locality_of_a_run_that_looks_ahead():
+  """Its lambda is zero in the first epoch, where nothing would seem to reach down."""
+  values = {"networks": {"mlp": {"sizes": (4, 4, 4)}}, "lookahead": {"mode": "exact"}}
+  experiment = build(from_mapping({**values, "data": {"batch_size": 10}}), tiny(4, 4, 1))
+  assert experiment.trainer.locality == "lookahead"
+  matrix = prove_locality(experiment, size=4)
+  np.testing.assert_array_equal(matrix, np.tril(np.ones((3, 3), bool)))
+
+
+def test_weights_at_rest_are_int8_under_any_driver():
+  """One flag: what is kept, checkpointed and moved between devices is a quarter of the size."""
+  values = {"networks": {"mlp": {"sizes": (4, 4)}}, "weight_store": "int8"}
+  for more in ({}, {"method": "backprop"}, {"lookahead": {"mode": "exact"}}):
+    experiment = build(from_mapping({**values, **more, "data": {"batch_size": 10}}), tiny(4, 4, 1))
+    state = experiment.init()
+    new, metrics = experiment.trainer.step(state, experiment.example(4))
+    for s in (state, new):
+      kernels = [layer.params["layer"]["dense"]["kernel"] for layer in s.layers]
+      assert {k.values.dtype for k in kernels} == {jnp.dtype("int8")}
+    assert np.isfinite(metrics["loss"]).all()
+
+
 def test_plans_log_at_whole_fractions_of_the_evaluation_period():
   for steps_per_epoch in (1, 7, 40, 500):
     for eval_every in (1, 4, 5):

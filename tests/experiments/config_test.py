@@ -9,6 +9,7 @@ import pytest
 from experiments import config as config_lib
 from experiments.assembly import check
 from experiments.config import DataConfig, ExperimentConfig
+from fflax.training.lookahead import LookaheadConfig
 
 CONFIGS = sorted(
   p
@@ -40,6 +41,9 @@ def test_every_config_file_is_possible_and_survives_json(path):
     ({"seed": -1}, "seed must be in"),
     ({"data": {"batch_size": 0}}, "batch sizes"),
     ({"data": {"colour": 1}}, "unknown field 'colour' of data"),
+    ({"weight_store": "int4"}, "weight_store must be 'float32' or 'int8', not 'int4'"),
+    ({"lookahead": {"mode": "far"}}, "lookahead.mode must be"),
+    ({"lookahead": {"lamda": 1.0}}, "unknown field 'lamda' of lookahead"),
     ({"speed": 3}, "unknown field 'speed' of config"),
     ({"methods": {"forward_forward": {"thta": 1}}}, "unknown field 'thta'"),
   ],
@@ -62,6 +66,9 @@ def test_wrong_fields_are_one_sentence(changes, sentence):
     ({"methods": {"forward_forward": {"negatives": "softmax_hard"}}}, "add 'softmax_head'"),
     ({"methods": {"forward_forward": {"supervision": "hybrid"}}}, "use readout 'softmax_head'"),
     ({"methods": {"forward_forward": {"goodness": "max"}}}, "goodness must be one of"),
+    ({"method": "backprop", "lookahead": {"mode": "exact"}}, "'backprop' is global already"),
+    ({"schedule": "greedy", "lookahead": {"mode": "exact"}}, "needs all layers' losses at once"),
+    ({"method": "hyperspherical", "lookahead": {"mode": "scalar"}}, "'hyperspherical' has none"),
     ({"optimizer": {"name": "lion"}}, "unknown optimizer 'lion'"),
     ({"optimizer": {"learning_rate": 0.0}}, "learning_rate must be positive"),
   ],
@@ -78,6 +85,7 @@ def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
     dataclasses.replace(base, data=dataclasses.replace(base.data, data_dir="/elsewhere")),
     dataclasses.replace(base, methods={**base.methods, "hyperspherical": base.methods["backprop"]}),
     dataclasses.replace(base, epochs_per_layer=3),
+    dataclasses.replace(base, lookahead=LookaheadConfig(slope=0.5)),
   ]
   other = [
     dataclasses.replace(base, seed=1),
@@ -86,6 +94,8 @@ def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
     dataclasses.replace(base, schedule="greedy"),
     dataclasses.replace(base, schedule="greedy", epochs_per_layer=3),
     dataclasses.replace(base, networks={"mlp": {"sizes": (3,)}}),
+    dataclasses.replace(base, lookahead=LookaheadConfig("exact")),
+    dataclasses.replace(base, weight_store="int8"),
   ]
   assert {config_lib.fingerprint(c) for c in same} == {config_lib.fingerprint(base)}
   assert len({config_lib.fingerprint(c) for c in [base, *other]}) == 1 + len(other)
