@@ -33,6 +33,7 @@ def _relu_ste_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
   {
     "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
     "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
     "tanh": jnp.tanh,
@@ -41,7 +42,10 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     "relu_ste": relu_ste,
   }
 )
-"""Activations by name; leaky_relu has slope 0.01 below zero, gelu is the tanh approximation."""
+"""Activations by name.
+
+leaky_relu has slope 0.01 below zero, gelu is the tanh approximation, relu6 is cut at 6.
+"""
 
 
 def get_activation(activation: str | Activation) -> Activation:

@@ -19,6 +19,8 @@ from fflax.networks.architectures import (
   vgg8,
 )
 from fflax.networks.initializers import Initializer, get_initializer
+from fflax.networks.mobilenet import efficientnet_b0, mobilenet_v2
+from fflax.networks.resnet import resnet18
 from fflax.types import Network
 
 NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
@@ -28,6 +30,9 @@ NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
     "hff_cnn": hff_cnn,
     "vgg8": vgg8,
     "local_mlp": local_mlp,
+    "resnet18": resnet18,
+    "mobilenet_v2": mobilenet_v2,
+    "efficientnet_b0": efficientnet_b0,
   }
 )
 """Network factories by name."""

@@ -89,6 +89,27 @@ def test_no_grouped_convolution_is_left_on_a_cpu(make):
     )
     return out.sum()
 
-  assert "conv" not in str(jax.make_jaxpr(jax.grad(run, (0, 1)), static_argnums=2)(x, w, 4))
+  assert "conv_general" not in str(jax.make_jaxpr(jax.grad(run, (0, 1)), static_argnums=2)(x, w, 4))
   two = jnp.zeros((3, 3, 2, 4))  # groups of two channels are no shifts
-  assert "conv" in str(jax.make_jaxpr(run, static_argnums=2)(x, two, 2))
+  assert "conv_general" in str(jax.make_jaxpr(run, static_argnums=2)(x, two, 2))
+
+
+@settings(max_examples=8)
+@given(
+  size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
+  kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+  pads=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+)
+def test_gradients_are_the_adjoint(size, kernel, strides, pads):
+  """`<g, conv(x, w)> = <dx, x> = <dw, w>` for every geometry: the product is linear in each."""
+  rng = np.random.default_rng(0)
+  x, y = rng.standard_normal((2, 2, *size, 3)).astype(np.float32)
+  w, v = rng.standard_normal((2, *kernel, 1, 3)).astype(np.float32)
+  g = rng.standard_normal(by_hand(x, w, strides, pads).shape).astype(np.float32)
+  f = functools.partial(depthwise_conv, strides=strides, pads=pads)
+  _, pull = jax.vjp(f, jnp.asarray(x), jnp.asarray(w))
+  dx, dw = pull(jnp.asarray(g))
+  # Against other arguments than those it was differentiated at.
+  want = [(g * by_hand(y, w, strides, pads)).sum(), (g * by_hand(x, v, strides, pads)).sum()]
+  np.testing.assert_allclose([(dx * y).sum(), (dw * v).sum()], want, rtol=1e-4, atol=1e-4)

@@ -9,9 +9,10 @@ import pytest
 
 from fflax.networks.activations import ACTIVATIONS, get_activation, relu_ste
 
-X = np.array([-3.0, -0.5, 0.25, 2.0])
+X = np.array([-3.0, -0.5, 0.25, 2.0, 7.0])
 FORMULAS = {
   "relu": np.maximum(X, 0),
+  "relu6": np.clip(X, 0, 6),
   "leaky_relu": np.where(X > 0, X, 0.01 * X),
   "gelu": 0.5 * X * (1 + np.tanh(math.sqrt(2 / math.pi) * (X + 0.044715 * X**3))),
   "tanh": np.tanh(X),
@@ -43,5 +44,5 @@ def test_relu_ste_passes_the_gradient_straight_through():
 
 
 def test_unknown_name():
-  with pytest.raises(ValueError, match=r"'swish'; allowed: relu, leaky_relu, "):
+  with pytest.raises(ValueError, match=r"'swish'; allowed: relu, relu6, leaky_relu, "):
     get_activation("swish")

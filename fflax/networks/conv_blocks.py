@@ -1,0 +1,195 @@
+"""What the networks of convolutional blocks share: convolution with batch norm, stages."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+
+from fflax.core.numerics import Numerics, float32
+from fflax.networks.activations import Activation
+from fflax.networks.initializers import INITIALIZERS, Initializer
+from fflax.networks.layers import from_linen
+from fflax.networks.products import conv_product, dense_product
+from fflax.types import Array, LayerOut, Network
+
+GRANULARITIES = ("block", "stage")
+STEMS = ("cifar", "imagenet")
+
+_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
+_FLOAT32 = float32()
+
+
+class ConvNorm(nn.Module):
+  """A convolution and its batch norm, without a nonlinearity: `[B, H, W, C]` to `[B, H', W', F]`.
+
+  Batch norm is over batch and space, running averages with momentum 0.9, epsilon 1e-5, learned
+  scale and shift. A 1x1 convolution is a dense product over the channels, the same sum.
+
+  Attributes:
+    features: number of output channels; of the input, if `depthwise`.
+    kernel_size: height and width of the kernel.
+    strides: equal in height and width.
+    depthwise: whether every channel has a kernel of its own.
+    batch_norm: False puts a bias in the place of the batch norm.
+    initializer: of kernel and bias.
+    numerics: how it multiplies.
+
+  Deviations:
+    Padding is "SAME": on maps of even size a stride of 2 pads at the end only, where PyTorch pads
+    both sides.
+  """
+
+  features: int
+  kernel_size: int = 3
+  strides: int = 1
+  depthwise: bool = False
+  batch_norm: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  numerics: Numerics = _FLOAT32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """Convolves and normalises `x`."""
+    fan_in = self.kernel_size**2 * (1 if self.depthwise else x.shape[-1])
+    shared = {
+      "use_bias": not self.batch_norm,
+      "kernel_init": self.initializer.kernel,
+      "bias_init": functools.partial(self.initializer.bias, fan_in=fan_in),
+      "name": "conv",
+    }
+    if self.kernel_size == 1 and not self.depthwise:
+      x = x[:, :: self.strides, :: self.strides]
+      x = nn.Dense(self.features, dot_general_cls=dense_product(self.numerics), **shared)(x)
+    else:
+      x = nn.Conv(
+        self.features,
+        (self.kernel_size, self.kernel_size),
+        strides=self.strides,
+        feature_group_count=x.shape[-1] if self.depthwise else 1,
+        conv_general_dilated_cls=conv_product(self.numerics),
+        **shared,
+      )(x)
+    if self.batch_norm:
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(x)
+    return x
+
+
+class ConvNormLayer(nn.Module):
+  """`ConvNorm`, activation and optional 3x3 max-pooling with stride 2, as a layer: stems and tops.
+
+  Attributes:
+    features, kernel_size, strides, batch_norm, initializer, numerics: see `ConvNorm`.
+    activation: elementwise.
+    pool: whether `out` is `act`, pooled.
+  """
+
+  features: int
+  activation: Activation = nn.relu
+  kernel_size: int = 3
+  strides: int = 1
+  pool: bool = False
+  batch_norm: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  numerics: Numerics = _FLOAT32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, H, W, C]` to `LayerOut` of `[B, H', W', features]`.
+
+    Raises:
+      ValueError: if `x` is not `[B, H, W, C]`.
+    """
+    require_image(x)
+    pre = ConvNorm(
+      self.features,
+      self.kernel_size,
+      self.strides,
+      batch_norm=self.batch_norm,
+      initializer=self.initializer,
+      numerics=self.numerics,
+      name="conv_norm",
+    )(x, train)
+    act = self.activation(pre)
+    if not self.pool:
+      return LayerOut(pre, act, act)
+    return LayerOut(pre, act, nn.max_pool(act, (3, 3), strides=(2, 2), padding="SAME"))
+
+
+class Stage(nn.Module):
+  """Blocks in a row as one layer: gradients flow between them; the last one answers for all.
+
+  Attributes:
+    blocks: modules `(x, train) -> LayerOut`.
+  """
+
+  blocks: tuple[nn.Module, ...]
+
+  @property
+  def activation(self) -> Activation:
+    """Of the blocks."""
+    return self.blocks[0].activation
+
+  @property
+  def numerics(self) -> Numerics:
+    """Of the blocks."""
+    return self.blocks[0].numerics
+
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, ...]` to the `LayerOut` of the last block."""
+    for block in self.blocks[:-1]:
+      x = block(x, train).out
+    return self.blocks[-1](x, train)
+
+
+def require_image(x: Array) -> None:
+  """Raises ValueError if `x` is not `[B, H, W, C]`."""
+  if x.ndim != 4:
+    raise ValueError(f"Got an input of shape {x.shape}, but this layer takes [B, H, W, C].")
+
+
+def scaled(width: float, channels: int) -> int:
+  """`width * channels`, rounded, at least 1.
+
+  Raises:
+    ValueError: if `width` is not a positive number.
+  """
+  if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
+    raise ValueError(f"Got width={width!r}, but width must be a positive number.")
+  return max(1, round(width * channels))
+
+
+def network_of_blocks(
+  name: str,
+  stem: nn.Module,
+  stages: Sequence[Sequence[nn.Module]],
+  top: nn.Module | None,
+  granularity: str,
+) -> Network:
+  """A network of a stem, blocks and an optional top; each is a layer, or each stage is.
+
+  Args:
+    name: of the network.
+    stem: the first layer.
+    stages: blocks of one width each.
+    top: the last layer, if there is one.
+    granularity: "block" or "stage".
+
+  Raises:
+    ValueError: if `granularity` is unknown.
+  """
+  if granularity not in GRANULARITIES:
+    raise ValueError(f"Got granularity={granularity!r}; allowed: {', '.join(GRANULARITIES)}.")
+  if granularity == "stage":
+    units: list[nn.Module] = [Stage(tuple(blocks)) for blocks in stages]
+  else:
+    units = [block for blocks in stages for block in blocks]
+  named = [("stem", stem), *((f"{granularity}_{n}", unit) for n, unit in enumerate(units, start=1))]
+  if top is not None:
+    named.append(("top", top))
+  return Network(name, tuple(from_linen(module, layer_name) for layer_name, module in named))
+
+
+def check_stem(stem: str) -> None:
+  """Raises ValueError if there is no such stem."""
+  if stem not in STEMS:
+    raise ValueError(f"Got stem={stem!r}; allowed: {', '.join(STEMS)}.")

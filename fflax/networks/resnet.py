@@ -1,0 +1,115 @@
+"""ResNet-18 as a sequence of layers: the residual block is the unit of locality.
+
+Paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2016, arXiv 1512.03385.
+"""
+
+import functools
+
+import flax.linen as nn
+
+from fflax.core.numerics import Numerics, float32
+from fflax.networks.activations import Activation
+from fflax.networks.conv_blocks import (
+  ConvNorm,
+  ConvNormLayer,
+  check_stem,
+  network_of_blocks,
+  require_image,
+  scaled,
+)
+from fflax.networks.initializers import INITIALIZERS, Initializer
+from fflax.types import Array, LayerOut, Network
+
+_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
+_FLOAT32 = float32()
+
+
+class BasicBlock(nn.Module):
+  """`act(bn2(conv2(act(bn1(conv1(x))))) + shortcut(x))`: `[B, H, W, C]` to `[B, H', W', features]`.
+
+  The shortcut is the identity, or a 1x1 convolution with batch norm where the shape changes.
+
+  Attributes:
+    features: number of output channels.
+    activation: elementwise.
+    strides: of the first convolution and of the shortcut.
+    batch_norm: see `ConvNorm`.
+    initializer: of kernels and biases.
+    numerics: how it multiplies.
+  """
+
+  features: int
+  activation: Activation = nn.relu
+  strides: int = 1
+  batch_norm: bool = True
+  initializer: Initializer = _DEFAULT_INITIALIZER
+  numerics: Numerics = _FLOAT32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, H, W, C]` to `LayerOut`; `pre` is the sum of both branches.
+
+    Raises:
+      ValueError: if `x` is not `[B, H, W, C]`.
+    """
+    require_image(x)
+    conv = functools.partial(
+      ConvNorm,
+      self.features,
+      batch_norm=self.batch_norm,
+      initializer=self.initializer,
+      numerics=self.numerics,
+    )
+    pre = self.activation(conv(strides=self.strides, name="first")(x, train))
+    pre = conv(name="second")(pre, train)
+    if self.strides != 1 or x.shape[-1] != self.features:
+      x = conv(kernel_size=1, strides=self.strides, name="shortcut")(x, train)
+    pre = pre + x
+    act = self.activation(pre)
+    return LayerOut(pre, act, act)
+
+
+def resnet18(
+  *,
+  numerics: Numerics,
+  activation: Activation,
+  initializer: Initializer,
+  stem: str = "cifar",
+  width: float = 1.0,
+  batch_norm: bool = True,
+  granularity: str = "block",
+) -> Network:
+  """ResNet-18: a stem and eight basic blocks, `[B, H, W, C]` to `[B, H', W', 512 * width]`.
+
+  11,168,832 parameters for three input channels with the stem "cifar", 11,176,512 with "imagenet".
+
+  Args:
+    numerics: how it multiplies.
+    activation: of every layer; the paper's is "relu".
+    initializer: of every layer.
+    stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, then 3x3 max-pooling, stride 2).
+    width: multiplies the channels (rounded, at least 1).
+    batch_norm: False puts biases in the place of batch norms.
+    granularity: what a layer is: "block", or "stage" (the two blocks of one width).
+
+  Raises:
+    ValueError: if an option is unknown or impossible.
+  """
+  check_stem(stem)
+  shared = {"batch_norm": batch_norm, "initializer": initializer, "numerics": numerics}
+  first = ConvNormLayer(
+    scaled(width, 64),
+    activation,
+    kernel_size=3 if stem == "cifar" else 7,
+    strides=1 if stem == "cifar" else 2,
+    pool=stem == "imagenet",
+    **shared,
+  )
+  stages = [
+    [
+      BasicBlock(scaled(width, channels), activation, strides, **shared)
+      for strides in (1 if channels == 64 else 2, 1)
+    ]
+    for channels in (64, 128, 256, 512)
+  ]
+  return network_of_blocks("resnet18", first, stages, None, granularity)
