@@ -7,6 +7,7 @@ k * k multiply-adds of shifted images that it is, in the backward pass as in the
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -56,13 +57,13 @@ def _spans(size: Sequence[int], w: Array, strides: tuple[int, int]) -> list[int]
 def _shifts(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
   batch, *size, channels = padded.shape
   spans = _spans(size, w, strides)
-  out = None
-  for i, j in itertools.product(range(w.shape[0]), range(w.shape[1])):
+
+  def term(i: int, j: int) -> Array:
     limits = (batch, i + spans[0], j + spans[1], channels)
-    shifted = lax.slice(padded, (0, i, j, 0), limits, (1, *strides, 1))
-    term = shifted * w[i, j][None, None]
-    out = term if out is None else out + term
-  return out
+    return lax.slice(padded, (0, i, j, 0), limits, (1, *strides, 1)) * w[i, j][None, None]
+
+  terms = itertools.starmap(term, itertools.product(range(w.shape[0]), range(w.shape[1])))
+  return functools.reduce(operator.add, terms)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

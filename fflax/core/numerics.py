@@ -234,14 +234,16 @@ class _Conv:
     )
     on_cpu = jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32
     depthwise = x.ndim == 4 and 1 < feature_group_count == x.shape[-1] == w.shape[-1]
-    if plain and isinstance(padding, str):
-      padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
-    if plain and feature_group_count == 1 and (self.bfloat16 or on_cpu):
+    pads: _Pads = ()
+    if plain:
+      if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
       pads = tuple((int(low), int(high)) for low, high in padding)
+    if plain and feature_group_count == 1 and (self.bfloat16 or on_cpu):
       out = _conv(self._form(), strides, pads, x, w)
     elif plain and depthwise and on_cpu:
       x, w = (_round(x), _round(w)) if self.bfloat16 else (x, w)
-      out = depthwise_conv(x, w, strides, padding)
+      out = depthwise_conv(x, w, strides, pads)
     else:
       out = lax.conv_general_dilated(
         _round(x) if self.bfloat16 else x,

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 
@@ -51,7 +52,7 @@ class ConvNorm(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> Array:
     """Convolves and normalises `x`."""
     fan_in = self.kernel_size**2 * (1 if self.depthwise else x.shape[-1])
-    shared = {
+    shared: dict[str, Any] = {
       "use_bias": not self.batch_norm,
       "kernel_init": self.initializer.kernel,
       "bias_init": functools.partial(self.initializer.bias, fan_in=fan_in),

@@ -161,7 +161,11 @@ def mobilenet_v2(
   table = list(_MOBILENET_V2)
   if stem == "cifar":
     table[1] = table[1]._replace(strides=1)
-  shared = {"batch_norm": batch_norm, "initializer": initializer, "numerics": numerics}
+  shared: dict[str, Any] = {
+    "batch_norm": batch_norm,
+    "initializer": initializer,
+    "numerics": numerics,
+  }
   return _inverted("mobilenet_v2", table, activation, stem, width, granularity, False, shared)
 
 
@@ -195,7 +199,11 @@ def efficientnet_b0(
     No dropout and no stochastic depth.
   """
   check_stem(stem)
-  shared = {"batch_norm": batch_norm, "initializer": initializer, "numerics": numerics}
+  shared: dict[str, Any] = {
+    "batch_norm": batch_norm,
+    "initializer": initializer,
+    "numerics": numerics,
+  }
   return _inverted(
     "efficientnet_b0", _EFFICIENTNET_B0, activation, stem, width, granularity, True, shared
   )

@@ -21,6 +21,7 @@ from fflax.networks.architectures import (
 from fflax.networks.initializers import Initializer, get_initializer
 from fflax.networks.mobilenet import efficientnet_b0, mobilenet_v2
 from fflax.networks.resnet import resnet18
+from fflax.networks.vit import vit
 from fflax.types import Network
 
 NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
@@ -33,6 +34,7 @@ NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,
     "efficientnet_b0": efficientnet_b0,
+    "vit": vit,
   }
 )
 """Network factories by name."""

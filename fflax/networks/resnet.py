@@ -4,6 +4,7 @@ Paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2016
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 
@@ -96,7 +97,11 @@ def resnet18(
     ValueError: if an option is unknown or impossible.
   """
   check_stem(stem)
-  shared = {"batch_norm": batch_norm, "initializer": initializer, "numerics": numerics}
+  shared: dict[str, Any] = {
+    "batch_norm": batch_norm,
+    "initializer": initializer,
+    "numerics": numerics,
+  }
   first = ConvNormLayer(
     scaled(width, 64),
     activation,
