@@ -1,0 +1,1 @@
+"""What a computation costs: operations, bytes, memory and modelled energy."""
