@@ -26,6 +26,34 @@ def prepend(image: Array, code: Array) -> Array:
   return jnp.concatenate([code.astype(image.dtype), image.reshape(-1)])
 
 
+def append_maps(image: Array, code: Array) -> Array:
+  """The label code `[K]` as K constant maps behind the channels `[H, W, C]`: `[H, W, C + K]`.
+
+  Every place of the image sees the label, so that convolutions and residual blocks need not carry
+  it across the image.
+
+  Raises:
+    ValueError: if `image` is not `[H, W, C]`.
+  """
+  if image.ndim != 3:
+    raise ValueError(f"label maps need an image [H, W, C], not {image.shape}")
+  maps = jnp.broadcast_to(code.astype(image.dtype), (*image.shape[:2], code.shape[0]))
+  return jnp.concatenate([image, maps], axis=-1)
+
+
+def class_patterns(key: Key, num_classes: int, shape: tuple[int, ...]) -> Array:
+  """One random image of the entries -1 and 1 for each class, `[K, ...]`."""
+  return jax.random.rademacher(key, (num_classes, *shape), jnp.float32)
+
+
+def add_pattern(image: Array, code: Array, patterns: Array) -> Array:
+  """Adds the label code's `[K]` combination of `patterns` `[K, ...]` to the image; shape is kept.
+
+  A neutral code adds the mean of all patterns (times its value): as far from every class.
+  """
+  return image + jnp.tensordot(code.astype(image.dtype), patterns, axes=1)
+
+
 def one_hot(label: Array, num_classes: int, value: float | Array = 1.0) -> Array:
   """`value` at `label`, zero elsewhere, `[K]`."""
   return jax.nn.one_hot(label, num_classes) * value

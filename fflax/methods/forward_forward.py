@@ -25,13 +25,17 @@ class ForwardForwardConfig:
 
   Attributes:
     supervision: "label" (the label is part of the input) or "hybrid" (unsupervised).
-    label_style: "overlay" (over the first K pixels), "prepend" (before the pixels) or "pattern" (a
+    label_style: "overlay" (over the first K pixels), "prepend" (before the pixels), "pattern" (a
       fixed random binary pattern per class, before the pixels; SymBa's intrinsic class pattern,
-      whose exact form is not published).
-    label_value: the value of the label's pixel.
+      whose exact form is not published), "channels" (K constant maps behind the image's channels:
+      for convolutional networks) or "image_pattern" (a fixed random image of -1 and 1 per class,
+      added to the image). Where the label is unknown, every class is written with `label_value / K`
+      (so "image_pattern" adds the mean of its images).
+    label_value: the value of the label's pixel or map, the amplitude of its pattern.
     label_at_max: scale `label_value` by the example's largest pixel (popular code takes the largest
       of the whole batch, which makes an answer depend on the other examples).
-    pattern_size, pattern_seed: of label_style "pattern".
+    pattern_size: of label_style "pattern".
+    pattern_seed: of label_styles "pattern" and "image_pattern".
     negatives: "uniform", "permuted", "permuted_once", "softmax_hard" or "goodness_hard".
     negatives_seed: of the one permutation of "permuted_once", which only makes sense where every
       batch is the whole training split in its stored order.
@@ -71,7 +75,7 @@ class ForwardForwardConfig:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
     choices = {
       "supervision": ("label", "hybrid"),
-      "label_style": ("overlay", "prepend", "pattern"),
+      "label_style": ("overlay", "prepend", "pattern", "channels", "image_pattern"),
       "negatives": tuple(labels_lib.WRONG_LABELS),
       "normalization": tuple(NORMALIZATIONS),
       "goodness": tuple(goodness_lib.GOODNESS),
@@ -125,6 +129,12 @@ def _make_code(config: ForwardForwardConfig, num_classes: int):
           "'prepend'"
         )
       return labels_lib.overlay(image, code)
+    if config.label_style == "channels":
+      return labels_lib.append_maps(image, code)
+    if config.label_style == "image_pattern":
+      key = jax.random.key(config.pattern_seed)
+      signs = labels_lib.class_patterns(key, num_classes, image.shape)
+      return labels_lib.add_pattern(image, code, signs)
     return labels_lib.prepend(image, code if patterns is None else code @ patterns)
 
   return write

@@ -35,6 +35,41 @@ def test_prepend_keeps_every_pixel():
   np.testing.assert_array_equal(out, [1, 0, 0, *range(1, 13)])
 
 
+def test_label_maps_stand_at_every_place_behind_the_image():
+  """A map at one place only, or before the channels, would be another network input."""
+  image = np.arange(1, 25, dtype=np.float32).reshape(3, 4, 2)
+  out = np.asarray(labels.append_maps(jnp.asarray(image), labels.one_hot(jnp.int32(1), 3, 0.5)))
+  assert out.shape == (3, 4, 5)
+  np.testing.assert_array_equal(out[..., :2], image)
+  for row in range(3):
+    for column in range(4):
+      np.testing.assert_array_equal(out[row, column, 2:], [0, 0.5, 0])
+  unknown = labels.append_maps(jnp.asarray(image), labels.neutral(CLASSES))
+  np.testing.assert_allclose(unknown[..., 2:], 0.1, rtol=1e-6)
+  with pytest.raises(ValueError, match=r"need an image \[H, W, C\], not \(24,\)"):
+    labels.append_maps(jnp.zeros(24), labels.neutral(3))
+
+
+def test_class_patterns_are_signs_and_independent():
+  signs = np.asarray(labels.class_patterns(jax.random.key(0), CLASSES, (16, 16, 3)))
+  assert signs.shape == (CLASSES, 16, 16, 3) and set(np.unique(signs)) == {-1, 1}
+  flat = signs.reshape(CLASSES, -1)
+  overlap = flat @ flat.T / flat.shape[1]
+  assert np.abs(overlap - np.eye(CLASSES)).max() < 4 * flat.shape[1] ** -0.5
+  again = labels.class_patterns(jax.random.key(0), CLASSES, (16, 16, 3))
+  np.testing.assert_array_equal(signs, again)
+
+
+def test_added_pattern_is_the_class_s_own():
+  image = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 3, 2)
+  signs = np.asarray(labels.class_patterns(jax.random.key(1), 4, image.shape))
+  for label in range(4):
+    out = labels.add_pattern(jnp.asarray(image), labels.one_hot(jnp.int32(label), 4, 0.25), signs)
+    np.testing.assert_allclose(out, image + 0.25 * signs[label], rtol=1e-6)
+  out = labels.add_pattern(jnp.asarray(image), labels.neutral(4, 0.25), signs)
+  np.testing.assert_allclose(out, image + 0.25 * signs.mean(0), rtol=1e-6, atol=1e-7)
+
+
 def test_neutral_code_is_flat_and_as_heavy_as_a_label():
   code = np.asarray(labels.neutral(CLASSES, 2.5))
   np.testing.assert_allclose(code, 0.25, rtol=1e-6)

@@ -33,6 +33,7 @@ from tests.methods.tiny import (
   jit,
   layers64,
   make_batch,
+  make_initializer,
   make_mlp,
 )
 
@@ -299,6 +300,86 @@ def test_views_differ_only_in_the_label(style):
   np.testing.assert_allclose(plain[:, :code], scored.mean(0)[:, :code], rtol=1e-6)
   if style != "pattern":
     np.testing.assert_array_equal(pos[:, :code], np.eye(CLASSES)[label])
+
+
+@pytest.mark.parametrize("style", ["channels", "image_pattern"])
+def test_labels_of_convolutional_networks(style):
+  """The image as it is, at its place, and beside or upon it nothing but the label's own code."""
+  config = ForwardForwardConfig(
+    label_style=style, label_value=0.5, normalization="none", pattern_seed=3
+  )
+  method = forward_forward(config, CLASSES)
+  batch = make_batch(1)
+  pos, neg = np.asarray(jit(method.views)(jax.random.key(0), batch, None))
+  plain = np.asarray(jit(method.plain_view)(batch.image))
+  scored = np.asarray(jit(method.score_views)(batch.image))
+  image, label = np.asarray(batch.image), np.asarray(batch.label)
+
+  def code(view):
+    """What the label left, `[B, H, W, c]`."""
+    if style == "image_pattern":
+      return view - image
+    np.testing.assert_array_equal(view[..., :1], image)
+    return view[..., 1:]
+
+  if style == "channels":
+    codes = np.broadcast_to(0.5 * np.eye(CLASSES)[:, None, None], (CLASSES, 5, 5, CLASSES))
+  else:
+    codes = 0.5 * np.sign(scored[:, 0] - image[0])
+    assert len(np.unique(codes.reshape(CLASSES, -1), axis=0)) == CLASSES
+  for c in range(CLASSES):
+    np.testing.assert_allclose(code(scored[c]), np.stack([codes[c]] * ROWS), atol=1e-6)
+  np.testing.assert_allclose(code(pos), codes[label], atol=1e-6)
+  wrong = np.stack([np.abs(code(neg)[i] - codes).sum((1, 2, 3)).argmin() for i in range(ROWS)])
+  assert np.all(wrong != label)
+  np.testing.assert_allclose(code(neg), codes[wrong], atol=1e-6)
+  np.testing.assert_allclose(code(plain), np.stack([codes.mean(0)] * ROWS), atol=1e-6)
+
+
+def test_goodness_of_maps():
+  """One step on convolutional maps: each layer's loss from its own map, as the field defines it.
+
+  Label maps, mean goodness over height, width and channels, unit mean square between the layers;
+  batch statistics over positives and negatives together.
+  """
+  config = ForwardForwardConfig(label_style="channels", goodness="mean", theta=2.0)
+  network = make_network(
+    "resnet18", numerics=float32(), width=1 / 16, kernel_init=make_initializer(False)
+  )
+  network = network._replace(layers=network.layers[:4:3])  # stem, and a block with a shortcut
+  method = forward_forward(config, CLASSES)
+  trainer = make_trainer(
+    network,
+    method,
+    [score_sum()],
+    image_shape=SHAPE,
+    optimizer=make_optimizer(OptimizerConfig("sgd", 0.1)),
+  )
+  batch = make_batch(0)
+  state = jit(trainer.init)(jax.random.key(3), batch)
+  new, metrics = jit(trainer.step)(state, batch)
+  key = role_key(step_key(state.key, state.step), Role.VIEWS)
+  x = np.asarray(method.views(key, batch, None), np.float64)
+  assert x.shape == (2, ROWS, 5, 5, 1 + CLASSES)
+  for layer, s, moved, loss, g_pos in zip(
+    network.layers,
+    trainer.layer_states(state),
+    trainer.layer_states(new),
+    metrics["loss"],
+    metrics["goodness_pos"],
+    strict=True,
+  ):
+    np.testing.assert_allclose((x**2).mean((2, 3, 4)), 1, rtol=1e-4)
+    flat = jnp.asarray(x.reshape(-1, *x.shape[2:]), jnp.float32)
+    out, _ = layer.apply(s.params["layer"], s.stats["layer"], flat, train=True)
+    y = np.asarray(out.act, np.float64).reshape(2, ROWS, *out.act.shape[1:])
+    goodness = (y**2).mean((2, 3, 4))
+    pos, neg = np.log1p(np.exp(2 - goodness[0])), np.log1p(np.exp(goodness[1] - 2))
+    assert_close(loss, (pos + neg).mean() / 2, f"loss of {layer.name}", 1e-4)
+    assert_close(g_pos, goodness[0].mean(), f"goodness of {layer.name}", 1e-4)
+    for old, after in zip(jax.tree.leaves(s.params), jax.tree.leaves(moved.params), strict=True):
+      assert float(jnp.abs(old - after).max()) > 0
+    x = y / np.sqrt((y**2).mean((2, 3, 4), keepdims=True))
 
 
 def test_hybrid_supervision_shows_no_label():
