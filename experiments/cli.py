@@ -100,3 +100,23 @@ def _refuse(error: Exception | str) -> NoReturn:
 def _say(error: Exception | str) -> None:
   program = pathlib.Path(sys.argv[0]).stem
   sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
+
+
+def parse_seeds(values: Sequence[str]) -> list[int]:
+  """The values of `--seeds` as integers.
+
+  Raises:
+    ValueError: there is none, one is no integer, or one comes twice; one sentence.
+  """
+  if not values:
+    raise ValueError("--seeds needs at least one seed")
+  found: list[int] = []
+  for value in values:
+    try:
+      seed = int(value)
+    except ValueError:
+      raise ValueError(f"--seeds takes integers with commas between them, not {value!r}") from None
+    if seed in found:
+      raise ValueError(f"--seeds names seed {seed} twice: one run would count as two")
+    found.append(seed)
+  return found

@@ -35,7 +35,7 @@ def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) 
 
   Args:
     metric: its name, with the unit.
-    values: one a seed or a round.
+    values: one a seed or a round; none if every run failed, and then there is no mean.
     locality: the declared class of the method.
     **columns: what else the row is about.
   """
@@ -46,7 +46,7 @@ def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) 
     "locality": locality,
     "metric": metric,
     "values": numbers,
-    "mean": float(f"{np.mean(numbers):.6g}"),
+    "mean": float(f"{np.mean(numbers):.6g}") if numbers else None,
     "std": None if deviation is None else float(f"{deviation:.4g}"),
   }
 

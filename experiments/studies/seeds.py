@@ -30,26 +30,6 @@ _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 _PUBLISHED = flags.DEFINE_float("published", None, "the published value of the first readout, %")
 
 
-def parse_seeds(values: Sequence[str]) -> list[int]:
-  """The values of `--seeds` as integers.
-
-  Raises:
-    ValueError: there is none, one is no integer, or one comes twice; one sentence.
-  """
-  if not values:
-    raise ValueError("--seeds needs at least one seed")
-  found: list[int] = []
-  for value in values:
-    try:
-      seed = int(value)
-    except ValueError:
-      raise ValueError(f"--seeds takes integers with commas between them, not {value!r}") from None
-    if seed in found:
-      raise ValueError(f"--seeds names seed {seed} twice: one run would count as two")
-    found.append(seed)
-  return found
-
-
 def command_line(argv: Sequence[str]) -> str:
   """The command that reproduces a study, from its arguments, without the user's own folders."""
   kept, rest = [], list(argv)
@@ -99,7 +79,7 @@ def main(argv: list[str]) -> int:
     if not _STUDY.value.isidentifier():
       raise ValueError(f"--study needs a name of letters, digits and _, not {_STUDY.value!r}")
     base = config.from_mapping(_CONFIG.value.to_dict())
-    seeds = parse_seeds(_SEEDS.value)
+    seeds = cli.parse_seeds(_SEEDS.value)
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
   preset = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   matrix = prove_locality(experiments[0])

@@ -2,18 +2,19 @@
 
 import pytest
 
+from experiments import cli
 from experiments.studies import seeds
 
 
 def test_seeds_are_whole_different_numbers():
-  assert seeds.parse_seeds(["0", " 7", "3"]) == [0, 7, 3]
+  assert cli.parse_seeds(["0", " 7", "3"]) == [0, 7, 3]
 
 
 @pytest.mark.parametrize("values", [["a"], ["1.5"], [""], [], ["0", "0"], ["1", "01"]])
 def test_other_seeds_are_one_sentence_that_names_the_flag(values):
   """One run counted twice would halve the deviation that is published."""
   with pytest.raises(ValueError, match="^--seeds[^\n]*$"):
-    seeds.parse_seeds(values)
+    cli.parse_seeds(values)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,162 @@
+"""Speed and memory of int8 training: strict layers against backprop in every numerics, and qwix.
+
+  python -m experiments.benchmarks.int8_speed [--rounds=10] [--only=mlp]
+
+One process, turn by turn, one training step each on the same images:
+
+- `mlp`: 4 x 2000 on 2000 inputs, batch 512. Strict single-view training (hyperspherical) in int8,
+  bfloat16 and float32; backprop in float32, bfloat16, direct int8 and int8 with the rivals'
+  gradient quantisers; the same perceptron trained in int8 by qwix.
+- `vgg8`: 3x3 convolutions, 32x32x3, batch 64. The same without qwix.
+
+An int8 figure without its bfloat16 neighbour says little: both are printed. Rows go to
+experiments/results/int8_speed.json.
+"""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from experiments import cli, results
+from experiments.assembly import make_numerics
+from experiments.config import from_mapping
+from experiments.console import console
+from fflax.core.readouts import ReadoutConfig, make_readout
+from fflax.methods.registry import METHODS, make_method
+from fflax.networks.registry import make_network
+from fflax.training.optimizers import for_numerics
+from fflax.training.step import make_trainer
+from fflax.types import Batch
+
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "rounds of every rival", lower_bound=3)
+_ONLY = flags.DEFINE_enum("only", "", ["", "mlp", "vgg8"], "one network alone")
+_COMMAND = "python -m experiments.benchmarks.int8_speed"
+SIZES = (2000,) * 4
+BASE = "backprop float32"
+
+Step = Callable[[], float]
+
+
+def shapes(network: str) -> tuple[tuple[int, ...], int, dict]:
+  """Shape of an image, batch size and options of the network."""
+  return ((2000,), 512, {"sizes": SIZES}) if network == "mlp" else ((32, 32, 3), 64, {})
+
+
+def rivals() -> dict[str, tuple[str, dict]]:
+  """Label -> (method, the configuration's numerics)."""
+  int8 = {"numerics": "int8"}
+  nearest = {"act_rounding": "nearest", "grad_rounding": "nearest"}
+  return {
+    "strict int8": ("hyperspherical", int8),
+    "strict int8, nearest": ("hyperspherical", {**int8, "int8": nearest}),
+    "strict bfloat16": ("hyperspherical", {"numerics": "bfloat16"}),
+    "strict float32": ("hyperspherical", {"numerics": "float32"}),
+    BASE: ("backprop", {"numerics": "float32"}),
+    "backprop bfloat16": ("backprop", {"numerics": "bfloat16"}),
+    "backprop int8": ("backprop", int8),
+    "backprop int8, dai8": ("backprop", {**int8, "int8": {"gradient": "dai8"}}),
+    "backprop int8, ui8": ("backprop", {**int8, "int8": {"gradient": "ui8"}}),
+  }
+
+
+def example(network: str) -> Batch:
+  shape, size, _ = shapes(network)
+  rng = np.random.default_rng(0)
+  image = jnp.asarray(rng.normal(size=(size, *shape)), jnp.float32)
+  return Batch(image, jnp.asarray(rng.integers(0, 10, size), jnp.int32))
+
+
+def library_step(network: str, method: str, numerics: dict) -> tuple[Callable, object]:
+  """The jitted, state-donating step of a run, and its first state."""
+  shape, _, options = shapes(network)
+  found = make_numerics(from_mapping(numerics))
+  trainer = make_trainer(
+    make_network(network, numerics=found, **options),
+    make_method(method, METHODS[method].config(), 10),
+    [make_readout("score_sum", ReadoutConfig(), 10)],
+    image_shape=shape,
+    optimizer=for_numerics(optax.sgd(1e-2), found),
+  )
+  state = jax.jit(trainer.init)(jax.random.key(0), example(network))
+  return jax.jit(trainer.step, donate_argnums=0), state
+
+
+def qwix_step() -> tuple[Callable, object]:
+  from experiments.benchmarks import qwix_rival
+
+  step, state, _ = qwix_rival.make_step(SIZES, 10, optax.sgd(1e-2), example("mlp"))
+  return jax.jit(step, donate_argnums=0), state
+
+
+def timed(step: Callable, state: object, batch: Batch) -> tuple[Step, int]:
+  """A function that takes one more step and says how long it took; temporary bytes of the step."""
+  compiled = step.lower(state, batch).compile()
+  held = [state]
+
+  def once() -> float:
+    start = time.perf_counter()
+    held[0], result = compiled(held[0], batch)
+    jax.block_until_ready((held[0], result))
+    return time.perf_counter() - start
+
+  once()
+  once()
+  return once, compiled.memory_analysis().temp_size_in_bytes
+
+
+def compare(network: str) -> list[dict]:
+  """Rows of one network: times as fast as backprop in float32, and temporary memory."""
+  made = {label: library_step(network, *choice) for label, choice in rivals().items()}
+  if network == "mlp":
+    made["qwix int8 backprop"] = qwix_step()
+  batch = example(network)
+  steps, memory = {}, {}
+  for label, (step, state) in made.items():
+    steps[label], memory[label] = timed(step, state, batch)
+  seconds: dict[str, list[float]] = {label: [] for label in steps}
+  for _ in range(_ROUNDS.value):
+    for label, once in steps.items():
+      seconds[label].append(once())
+  rows = []
+  for label, own in seconds.items():
+    method = rivals()[label][0] if label in rivals() else "qwix"
+    columns = {
+      "method": method,
+      "preset": label,
+      "network": network,
+      "numerics": rivals()[label][1]["numerics"] if label in rivals() else "int8",
+      "locality": "strict" if method == "hyperspherical" else "global",
+      "dataset": f"random images, batch {shapes(network)[1]}",
+      "command": _COMMAND,
+    }
+    for rival in (BASE, "backprop int8, dai8", "qwix int8 backprop"):
+      if rival in seconds and rival != label:
+        ratios = np.asarray(seconds[rival]) / np.asarray(own)
+        rows.append(results.row("speedup", ratios, rival=rival, **columns))
+        rows[-1]["median"] = float(f"{np.median(ratios):.4g}")
+    rows.append(results.row("step_ms", [1e3 * s for s in own], **columns))
+    rows.append(results.row("temporary_bytes", [memory[label]], **columns))
+    console.print(
+      f"{network} {label:22s} {1e3 * np.median(own):8.1f} ms  "
+      f"{np.median(np.asarray(seconds[BASE]) / np.asarray(own)):5.2f} times as fast as {BASE}  "
+      f"{memory[label] / 2**20:7.1f} MiB temporary"
+    )
+  return rows
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  chosen = [_ONLY.value] if _ONLY.value else ["mlp", "vgg8"]
+  rows = [row for network in chosen for row in compare(network)]
+  name = "int8_speed" + (f"_{_ONLY.value}" if _ONLY.value else "")
+  console.print(f"results   {results.write_study(name, rows)}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,29 @@
+"""Backprop on MNIST as in FF-INT8, Table I: 784-500-10 and its siblings, SGD.
+
+Command: python -m experiments.train --config=experiments/configs/bp_mnist_table1.py \\
+  --config.data.data_dir=DIR [--config.numerics=int8 --config.int8.grad_rounding=nearest]
+All of the table: python -m experiments.studies.grid --grid=ffint8_table1 --data_dir=DIR
+Published: see experiments/results/ffint8_table1*.md, with ours.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.config import DataConfig, ExperimentConfig, to_flags
+from fflax.training.optimizers import OptimizerConfig
+
+
+def get_config() -> ConfigDict:
+  """The configuration; override its fields with --config.x.y=value."""
+  return to_flags(
+    ExperimentConfig(
+      epochs=20,
+      method="backprop",
+      networks={"mlp": {"sizes": (500,)}},
+      kernel_init="he_normal",
+      readouts=("score_sum",),
+      optimizer=OptimizerConfig("sgd", 0.1, 0.0),
+      data=DataConfig("mnist", validation=10000, batch_size=32),
+      eval_every=5,
+      checkpoint_every=5,
+    )
+  )
