@@ -110,6 +110,12 @@ CASES: tuple[Case, ...] = (
   _ff("min goodness", _FF(maximize=False), brief=("mlp",)),
   _ff("prepend", _FF(label_style="prepend")),
   _ff("pattern", _FF(label_style="pattern"), brief=("mlp",)),
+  _ff(
+    "label maps",
+    _FF(label_style="channels", goodness="mean"),
+    accuracy={"cnn": 0.2},
+    brief=("cnn",),
+  ),
   _hff("learned", _HFF(aux_features=8), accuracy={"mlp": 0.9, "cnn": 0.6}),
   _hff("ema", _HFF(prototypes="ema")),
   _hff("fixed_random", _HFF(prototypes="fixed_random"), brief=("mlp",)),
