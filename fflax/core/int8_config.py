@@ -1,0 +1,73 @@
+"""How int8 training quantises: the settings, and the named ones."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from fflax.core.int8_gradients import Gradient
+from fflax.core.int8_products import Backend
+from fflax.core.quantize import Generator, Rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Config:
+  """How int8 products quantise.
+
+  Attributes:
+    act_rounding: of the left operand.
+    weight_rounding: of the right operand.
+    grad_rounding: of the gradient.
+    act_scale: one for the "tensor", or one for each "row" (of a dense layer; an image of a conv).
+    weight_scale: one for the "tensor" or for each output "channel".
+    grad_scale: likewise, for the weight gradient; that of the inputs always has one.
+    noise: where stochastic rounding has its noise from, see `fflax.core.quantize.rounding_noise`.
+    gradient: "absmax", or one of `fflax.core.int8_gradients.RIVALS`.
+    backend: see `fflax.core.int8_products`.
+  """
+
+  act_rounding: Rounding = "stochastic"
+  weight_rounding: Rounding = "nearest"
+  grad_rounding: Rounding = "stochastic"
+  act_scale: Literal["tensor", "row"] = "tensor"
+  weight_scale: Literal["tensor", "channel"] = "tensor"
+  grad_scale: Literal["tensor", "channel"] = "tensor"
+  noise: Generator = "hash"
+  gradient: Gradient = "absmax"
+  backend: Backend | None = None
+
+  def check(self) -> None:
+    """Raises ValueError if a value is unknown, or a combination impossible."""
+    for field in dataclasses.fields(self):
+      value, allowed = getattr(self, field.name), _ALLOWED[field.name]
+      if value not in allowed:
+        names = ", ".join(str(name) for name in allowed)
+        raise ValueError(f"unknown {field.name} {value!r} of int8; there are {names}")
+    scales = (self.act_scale, self.weight_scale, self.grad_scale)
+    if self.gradient != "absmax" and scales != ("tensor",) * 3:
+      raise ValueError(f"the int8 gradient {self.gradient!r} needs the scale 'tensor' everywhere")
+
+
+_ROUNDINGS = get_args(Rounding)
+_ALLOWED: Mapping[str, tuple] = {
+  "act_rounding": _ROUNDINGS,
+  "weight_rounding": _ROUNDINGS,
+  "grad_rounding": _ROUNDINGS,
+  "act_scale": ("tensor", "row"),
+  "weight_scale": ("tensor", "channel"),
+  "grad_scale": ("tensor", "channel"),
+  "noise": get_args(Generator),
+  "gradient": get_args(Gradient),
+  "backend": (None, *get_args(Backend)),
+}
+
+INT8_PRESETS: Mapping[str, Int8Config] = MappingProxyType(
+  {
+    "int8": Int8Config(),
+    "int8_nearest": Int8Config(act_rounding="nearest", grad_rounding="nearest"),
+    "int8_ui8": Int8Config(act_rounding="nearest", gradient="ui8"),
+    "int8_dai8": Int8Config(act_rounding="nearest", gradient="dai8"),
+    "int8_gdai8_approximation": Int8Config(gradient="gdai8_approximation"),
+  }
+)
+"""The paper's int8, direct int8 with rounding to nearest, and the published rivals."""
