@@ -140,7 +140,7 @@ class Int8Conv:
       return product(x, g).astype(jnp.float32)
     total_dtype = jnp.int32 if batch * positions <= MAX_CONTRACTION else jnp.float32
 
-    def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+    def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
       return total + product(*part).astype(total_dtype), None
 
     parts = tuple(a.reshape(batch // chunk, chunk, *a.shape[1:]) for a in (x, g))

@@ -27,6 +27,7 @@ UI8_PHI = 2
 
 _UI8_FRACTIONS = tuple(k / 20 for k in range(20, 0, -1))  # a tie goes to the least clipping
 _GDAI8_EXPONENTS = tuple(range(8))
+_TIE = 1e-9  # errors that differ by rounding alone
 _DAI8_DECAY, _DAI8_RATE = 1.0, 0.8  # k and A of the paper
 
 
@@ -46,8 +47,14 @@ class Rival(NamedTuple):
 
 def direction_error(g: Array, estimate: Array) -> Array:
   """`1 - cos` of the angle between a gradient and its estimate, `[]`; 0 if either is zero."""
-  product, squares = jnp.sum(g * estimate), jnp.sum(g**2) * jnp.sum(estimate**2)
-  return jnp.where(squares == 0, 0.0, 1 - product * lax.rsqrt(jnp.where(squares == 0, 1, squares)))
+
+  def unit(x: Array) -> tuple[Array, Array]:
+    length = jnp.sqrt(jnp.sum(x**2))
+    return x / jnp.where(length == 0, 1, length), length
+
+  (u, length), (v, estimated) = unit(g), unit(estimate)
+  # Half the squared distance of the unit vectors: `1 - u.v` would be lost in rounding.
+  return jnp.where(length * estimated == 0, 0.0, jnp.sum((u - v) ** 2) / 2)
 
 
 def ui8_phi(error: Array) -> Array:
@@ -72,10 +79,10 @@ def _normalized(g: Array) -> tuple[Array, Array]:
 
 
 def _best(candidates: tuple[float, ...], error: Callable[[Array], Array]) -> tuple[Array, Array]:
-  """The candidate of the least error, the first of several, and that error."""
+  """The candidate of the least error, the first of several, and its error."""
   values = jnp.asarray(candidates, jnp.float32)
   errors = lax.map(error, values)
-  best = jnp.argmin(errors)
+  best = jnp.argmax(errors <= jnp.min(errors) + _TIE)
   return values[best], errors[best]
 
 
@@ -126,17 +133,19 @@ def _gdai8_approximation(
   def search() -> Array:
     def error(exponent: Array) -> Array:
       boundary = jnp.exp2(-exponent)
-      parts = segments(v, boundary, jnp.ones(()), lambda x, _, scale: quantize(x, scale=scale))
-      return direction_error(v, sum(dequantize(part) for part in parts))
+      fine, rest = _segments(
+        v, boundary, jnp.ones(()), lambda x, _, scale: quantize(x, scale=scale)
+      )
+      return direction_error(v, dequantize(fine) + dequantize(rest))
 
     return _best(_GDAI8_EXPONENTS, error)[0]
 
   exponent = lax.cond(state[0] == 0, search, lambda: state[1])
-  parts = segments(g, jnp.exp2(-exponent) * largest, largest, for_weights)
+  parts = _segments(g, jnp.exp2(-exponent) * largest, largest, for_weights)
   return parts, parts, jnp.concatenate([_next(state[0]), exponent[None]])
 
 
-def segments(g: Array, boundary: Array, largest: Array, rounded: Callable) -> Parts:
+def _segments(g: Array, boundary: Array, largest: Array, rounded: Callable) -> Parts:
   """What is up to the boundary, with a scale for the boundary; the rest, with one for `largest`."""
   fine = jnp.abs(g) <= boundary
   return (

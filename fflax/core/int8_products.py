@@ -64,14 +64,16 @@ def int8_dot_weight_gradient(a: Array, g: Array, *, backend: Backend | None = No
   Raises:
     ValueError: if the backend is unknown.
   """
-  rows = a.shape[-2]
-  total = None
-  for start in range(0, max(rows, 1), MAX_CONTRACTION):
-    part_a = a[..., start : start + MAX_CONTRACTION, :]
-    part_g = g[..., start : start + MAX_CONTRACTION, :]
+
+  def part(start: int) -> Array:
+    rows = slice(start, start + MAX_CONTRACTION)
     # The transpose as a view would leave the fast path on a CPU, by a factor of ten and more.
-    part = int8_dot(row_major(jnp.swapaxes(part_a, -1, -2)), part_g, backend=backend)
-    total = part.astype(jnp.float32) if total is None else total + part.astype(jnp.float32)
+    transposed = row_major(jnp.swapaxes(a[..., rows, :], -1, -2))
+    return int8_dot(transposed, g[..., rows, :], backend=backend).astype(jnp.float32)
+
+  total = part(0)
+  for start in range(MAX_CONTRACTION, a.shape[-2], MAX_CONTRACTION):
+    total += part(start)
   return total
 
 
