@@ -6,7 +6,6 @@ import pytest
 
 from fflax.core.numerics_registry import NUMERICS
 
-
 STATEFUL = ("int8_ui8", "int8_dai8", "int8_gdai8_approximation")
 
 
