@@ -2,6 +2,8 @@
 
 Products carry their kind as a name: `jax.named_scope("fflax.product:<kind>")`, because a dtype
 cannot say that an int8 array holds bits. The innermost name wins and survives differentiation.
+A scope holds the product alone, no scaling: if it is written as element-wise multiplications (as
+depthwise convolutions may be), each is one MAC, and additions within are free.
 
 | kind | operands |
 |---|---|
@@ -134,9 +136,9 @@ def _tag(path: str) -> str | None:
   return tags[-1] if tags else None
 
 
-def _kind_and_dtype(path: str, left: Any, right: Any) -> tuple[str, str]:
+def _kind_and_dtype(path: str, *operands: Any) -> tuple[str, str]:
   """From the innermost tag; from the operands' dtypes where there is none."""
-  dtype, tag = jnp.promote_types(left.dtype, right.dtype), _tag(path)
+  dtype, tag = jnp.result_type(*(a.dtype for a in operands)), _tag(path)
   if tag in _DTYPES:
     return "real", tag
   if tag == "int8":
@@ -145,7 +147,7 @@ def _kind_and_dtype(path: str, left: Any, right: Any) -> tuple[str, str]:
     return tag, str(dtype)
   if not jnp.issubdtype(dtype, jnp.integer):
     return "real", str(dtype)
-  if left.dtype.itemsize == right.dtype.itemsize == 1:
+  if all(a.dtype.itemsize == 1 for a in operands):
     return "int8", "int8"
   return "integer", str(dtype)
 
@@ -181,8 +183,11 @@ def _elementwise(eqn: JaxprEqn, path: str) -> Counts:
     if any(hasattr(open_jaxpr(p), "eqns") for p in eqn.params.values()):
       raise ValueError(f"it is not known how often primitive {name!r} runs its body")
     return Counts({}, (f"not counted: {name}",))
-  if not ops.number:
+  if not ops.number or (_tag(path) and ops.kind in ("add", "reduce")):
     return Counts({})
+  if _tag(path) and ops.kind == "mul":
+    fields = (*_kind_and_dtype(path, *_avals(*eqn.invars)), _phase(path))
+    return Counts({Key("macs", *fields): ops.number, Key("macs_valid", *fields): ops.number})
   return Counts({Key("ops", ops.kind, ops.dtype, _phase(path)): ops.number})
 
 

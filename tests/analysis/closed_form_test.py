@@ -9,7 +9,7 @@ import pytest
 
 from fflax.analysis.closed_form import RULES, expected_prediction_macs, expected_training_macs
 from fflax.analysis.cost import count
-from fflax.core.numerics import NUMERICS
+from fflax.core.numerics_registry import NUMERICS
 from fflax.core.readouts import ReadoutConfig, make_readout
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import make_network

@@ -10,6 +10,7 @@ from jax import lax
 
 from fflax.analysis.cost import TAG, count
 from fflax.analysis.counts import Counts, Key, split_batch
+from fflax.core.depthwise import depthwise_conv
 from fflax.core.numerics import bfloat16, float32
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -100,7 +101,8 @@ def test_the_numerics_of_the_library_are_attributed(numerics):
 
 def tagged(w, x, kind="binary_binary"):
   with jax.named_scope(TAG + "int8"), jax.named_scope(TAG + kind):
-    return jnp.sum((x @ w) ** 2)
+    product = x @ w
+  return jnp.sum(product**2)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,18 @@ def test_kinds_and_storage_without_and_with_tags():
   fake = count(lambda x, w: tagged(w, x, "int8"), shape(3, 4), shape(4, 5))
   assert fake.by("macs", "kind", "dtype") == {("int8", "int8"): 60}
   assert fake.total("bits") == 8 * 47
+
+
+def test_a_product_of_shifted_multiplications_can_say_that_it_is_one():
+  def layer(x, w):
+    with jax.named_scope(TAG + "int8"):
+      return depthwise_conv(x, w, (1, 1), ((1, 1), (1, 1)))
+
+  counts = count(layer, shape(2, 6, 4, 5), shape(3, 3, 1, 5))
+  assert counts.by("macs", "kind", "dtype") == {("int8", "int8"): 2 * 6 * 4 * 9 * 5}
+  assert counts.total("ops") == 0
+  untagged = count(jnp.multiply, shape(3), shape(3))
+  assert untagged.total("macs") == 0
 
 
 def test_loops_branches_and_recomputation():

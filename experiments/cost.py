@@ -1,0 +1,148 @@
+"""Prints what a configuration costs: `python -m experiments.cost --config=...`.
+
+MACs by type, element-wise operations, bytes moved, peak memory and modelled energy, per training
+example and per prediction, each beside the matched backprop controls: the same network by backprop,
+in float32 and in the run's own numerics. `--config.x.y=value` overrides a field. Nothing is
+trained; bad input ends in one sentence and exit code 2.
+"""
+
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+from rich.table import Table
+
+from experiments import cli, config, workdir
+from experiments.card import card, find_task, notes, ratio
+from experiments.console import console
+from fflax.analysis.energy import TABLES
+
+_DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "configuration file; default: ff_digits.py"
+)
+_OUT = flags.DEFINE_string("out", "", "also write the card to this JSON file")
+_TABLE = flags.DEFINE_enum("table", "horowitz_45nm", list(TABLES), "energies of operations")
+_MEMORY = flags.DEFINE_bool("memory", True, "compile the steps and read their peak memory")
+
+_ENERGIES = {
+  "none": "energy, arithmetic only",
+  "on_chip": "energy, memory on the chip",
+  "dram_weights": "energy, weights in DRAM",
+}
+
+
+class _Row(NamedTuple):
+  """One quantity: a value for the run and one for each control."""
+
+  title: str
+  unit: str
+  values: list[float]
+
+
+_PREFIXES = tuple(zip((1e12, 1e9, 1e6, 1e3, 1, 1e-3, 1e-6, 1e-9), "TGMk mun", strict=True))
+
+
+def si(value: float, unit: str = "") -> str:
+  """Three digits and a prefix: "46.0 M", "0.83 uJ"."""
+  if not value:
+    return f"0 {unit}".strip()
+  scale, prefix = next((s for s in _PREFIXES if abs(value) >= 0.9995 * s[0]), (1e-12, "p"))
+  digits = value / scale
+  places = 2 if digits < 9.995 else 1 if digits < 99.95 else 0
+  return f"{digits:.{places}f} {prefix.strip()}{unit}".strip()
+
+
+def _section_rows(sections: Sequence[Mapping[str, Any]]) -> list[_Row]:
+  """The rows of one section of the card, a value for each column."""
+
+  def rows(prefix: str, values: Sequence[Mapping[str, float]], unit: str = "", factor=1.0):
+    names = sorted({name for one in values for name in one})
+    return [_Row(prefix.format(n), unit, [factor * v.get(n, 0) for v in values]) for n in names]
+
+  kinds: list[Counter[str]] = [Counter() for _ in sections]
+  for kind, section in zip(kinds, sections, strict=True):
+    for name, n in section["ops_by_type"].items():
+      name = name.split()[0]
+      kind["random words" if name == "random" else f"element-wise {name}"] += n
+  found = rows("MACs {}", [s["macs_by_type"] for s in sections])
+  found.append(_Row("MACs", "", [s["macs"] for s in sections]))
+  valid = _Row("MACs, padding not counted", "", [s["macs_valid"] for s in sections])
+  if valid.values != found[-1].values:
+    found.append(valid)
+  found += rows("{}", kinds)
+  found += rows("{} moved", [s["bits_by_owner"] for s in sections], "B", 1 / 8)
+  for name, title in _ENERGIES.items():
+    found.append(_Row(title, "J", [s["energy_pj"][name] * 1e-12 for s in sections]))
+  return found
+
+
+def _run_rows(columns: Sequence[Mapping[str, Any]]) -> list[_Row]:
+  """What belongs to the run, not to an example."""
+  rows = [_Row("trained parameters", "", [c["parameters"] for c in columns])]
+  if all(c["memory"] is not None for c in columns):
+    for name in columns[0]["memory"]:
+      rows.append(_Row(f"{name} of a step", "B", [c["memory"][name] for c in columns]))
+  return rows
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[_Row]) -> Table:
+  """One row a quantity: the run, then each control with the run's ratio to it."""
+  table = Table(title=title)
+  table.add_column("")
+  table.add_column(columns[0], justify="right")
+  for name in columns[1:]:
+    table.add_column(name, justify="right")
+    table.add_column("ratio", justify="right")
+  for row in rows:
+    run, *controls = row.values
+    cells = [si(run, row.unit)]
+    for value in controls:
+      times = ratio(run, value)
+      cells += [si(value, row.unit), "-" if times is None else f"{times:.2f}"]
+    table.add_row(row.title, *cells)
+  return table
+
+
+def show(found: Mapping[str, Any]) -> None:
+  """Prints a card."""
+  run = found["columns"]["run"]
+  shape = "x".join(map(str, found["image_shape"]))
+  console.print(
+    f"run       {run['method']} x {found['network']} x {run['numerics']} x {run['schedule']}, "
+    f"locality {run['locality']}"
+  )
+  console.print(f"data      {found['data']}: {shape}, {found['num_classes']} classes")
+  console.print(f"energy    modelled, not measured: {found['table_source']}")
+  size, names, columns = found["batch_size"], list(found["columns"]), found["columns"].values()
+  titles = {
+    "training": f"training, one example of a batch of {size}",
+    "prediction": f"prediction of one example by {run['readout']}",
+  }
+  for part, title in titles.items():
+    console.print(_table(title, names, _section_rows([c[part] for c in columns])))
+  console.print(_table(f"the whole step, batch of {size}", names, _run_rows(list(columns))))
+  for note in notes(columns):
+    console.print(f"note      {note}")
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  with cli.checking():
+    chosen = config.from_mapping(_CONFIG.value.to_dict())
+    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
+    if out is not None and not out.parent.is_dir():
+      raise ValueError(f"--out={out}: there is no folder {out.parent}")
+    found = card(chosen, find_task(chosen), table=_TABLE.value, memory=_MEMORY.value)
+  show(found)
+  if out is not None:
+    workdir.write_json(out, {"config": config.as_dict(chosen), **found})
+    console.print(f"card      {out}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main, defaults={"config": _DEFAULT_CONFIG})
