@@ -10,7 +10,7 @@ import optax
 
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
-from fflax.core.numerics import NUMERICS
+from fflax.core.numerics_registry import make_numerics
 from fflax.core.readouts import make_readout
 from fflax.data import sources, stream
 from fflax.data.augment import make_preprocess
@@ -22,7 +22,7 @@ from fflax.training import lookahead
 from fflax.training.chunk import Feed
 from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
-from fflax.training.optimizers import OptimizerConfig, make_optimizer
+from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import make_schedule
 from fflax.training.step import check_run, make_trainer
 from fflax.training.weight_store import int8_weights
@@ -120,11 +120,10 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
   Raises:
     ValueError: one of them is impossible; one sentence.
   """
-  if config.numerics not in NUMERICS:
-    raise ValueError(f"unknown numerics {config.numerics!r}; there are {', '.join(NUMERICS)}")
+  numerics = make_numerics(config.numerics, config.int8)
   network = make_network(
     config.network,
-    numerics=NUMERICS[config.numerics](),
+    numerics=numerics,
     activation=config.activation,
     kernel_init=config.kernel_init,
     **config.networks[config.network],
@@ -132,7 +131,8 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
   turn = layer_epochs(config, len(network.layers))
 
   def optimizer(c: OptimizerConfig, epochs: int) -> optax.GradientTransformation:
-    return make_optimizer(c, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    found = make_optimizer(c, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return for_numerics(found, numerics)
 
   return {
     "network": network,
@@ -225,7 +225,8 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
   parts = trainer_parts(experiment.config, experiment.dataset.num_classes, 1)
   # Under greedy schedules one step moves one layer; the proof asks what could move.
   schedule = experiment.schedule._replace(active=None)
-  sgd = optax.sgd(1.0)
+  numerics = make_numerics(experiment.config.numerics, experiment.config.int8)
+  sgd = for_numerics(optax.sgd(1.0), numerics)
   parts |= {"schedule": schedule, "optimizer": sgd, "readout_optimizer": sgd}
   if parts["lookahead"] is not None:
     # Lambda may be zero in the first epoch.

@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fflax.core.int8_config import Int8Config
 from fflax.core.readouts import READOUTS, ReadoutConfig
 from fflax.data.augment import AugmentConfig
 from fflax.methods.registry import METHODS
@@ -72,7 +73,8 @@ class ExperimentConfig:
     method, methods: the method's name, and the options of each method by name.
     network, networks: the network's name, and the options of each network by name.
     activation, kernel_init: of the network's layers.
-    numerics: how layers multiply: "float32" or "bfloat16".
+    numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
+    int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
     schedule: "simultaneous", "interleaved" or "greedy".
     lookahead: whether layers also learn from the losses of the layers above them.
@@ -95,6 +97,7 @@ class ExperimentConfig:
   activation: str = "relu"
   kernel_init: str = "fan_in_normal"
   numerics: str = "float32"
+  int8: Int8Config = dataclasses.field(default_factory=Int8Config)
   weight_store: str = "float32"
   schedule: str = "simultaneous"
   epochs_per_layer: int = 0
@@ -180,6 +183,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
   """
   values = dict(values)
   nested = {
+    "int8": Int8Config,
     "lookahead": LookaheadConfig,
     "readout": ReadoutConfig,
     "optimizer": OptimizerConfig,
@@ -227,6 +231,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     values["epochs_per_layer"] = 1  # not read; the default of the first runs
   if config.lookahead.mode == "none":
     del values["lookahead"]
+  if config.int8 == Int8Config():
+    del values["int8"]
   if config.weight_store == "float32":
     del values["weight_store"]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -11,8 +11,11 @@ A run is one point of network x numerics x method x schedule x readout:
   state, metrics = jax.jit(trainer.step)(state, batch)
 """
 
+from fflax.core.int8 import int8
+from fflax.core.int8_config import Int8Config
 from fflax.core.locality import locality_matrix
-from fflax.core.numerics import NUMERICS, Numerics, bfloat16, float32
+from fflax.core.numerics import Numerics, bfloat16, float32
+from fflax.core.numerics_registry import NUMERICS, make_numerics
 from fflax.core.readouts import (
   READOUTS,
   ReadoutConfig,
@@ -27,9 +30,11 @@ from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import NETWORKS, describe, make_network
-from fflax.training.optimizers import OptimizerConfig, make_optimizer
+from fflax.training.lookahead import LookaheadConfig, make_lookahead
+from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import SCHEDULES, greedy, interleaved, make_schedule, simultaneous
 from fflax.training.step import make_trainer
+from fflax.training.weight_store import int8_weights
 from fflax.types import (
   Answers,
   Batch,
@@ -58,9 +63,11 @@ __all__ = [
   "Batch",
   "ForwardForwardConfig",
   "HypersphericalConfig",
+  "Int8Config",
   "Layer",
   "LayerOut",
   "LayerState",
+  "LookaheadConfig",
   "Method",
   "Network",
   "Numerics",
@@ -75,14 +82,19 @@ __all__ = [
   "bfloat16",
   "describe",
   "float32",
+  "for_numerics",
   "forward_forward",
   "greedy",
   "hyperspherical",
+  "int8",
+  "int8_weights",
   "interleaved",
   "last_layer",
   "locality_matrix",
+  "make_lookahead",
   "make_method",
   "make_network",
+  "make_numerics",
   "make_optimizer",
   "make_readout",
   "make_schedule",

@@ -23,9 +23,8 @@ import optax
 from absl import flags
 
 from experiments import cli, results
-from experiments.assembly import make_numerics
-from experiments.config import from_mapping
 from experiments.console import console
+from fflax.core.numerics_registry import make_numerics
 from fflax.core.readouts import ReadoutConfig, make_readout
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import make_network
@@ -37,7 +36,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 10, "rounds of every rival", lower_boun
 _ONLY = flags.DEFINE_enum("only", "", ["", "mlp", "vgg8"], "one network alone")
 _COMMAND = "python -m experiments.benchmarks.int8_speed"
 SIZES = (2000,) * 4
-BASE = "backprop float32"
+BASE, DAI8, QWIX = "backprop float32", "backprop int8_dai8", "qwix int8 backprop"
 
 Step = Callable[[], float]
 
@@ -47,20 +46,18 @@ def shapes(network: str) -> tuple[tuple[int, ...], int, dict]:
   return ((2000,), 512, {"sizes": SIZES}) if network == "mlp" else ((32, 32, 3), 64, {})
 
 
-def rivals() -> dict[str, tuple[str, dict]]:
-  """Label -> (method, the configuration's numerics)."""
-  int8 = {"numerics": "int8"}
-  nearest = {"act_rounding": "nearest", "grad_rounding": "nearest"}
+def rivals() -> dict[str, tuple[str, str]]:
+  """Label -> (method, numerics)."""
   return {
-    "strict int8": ("hyperspherical", int8),
-    "strict int8, nearest": ("hyperspherical", {**int8, "int8": nearest}),
-    "strict bfloat16": ("hyperspherical", {"numerics": "bfloat16"}),
-    "strict float32": ("hyperspherical", {"numerics": "float32"}),
-    BASE: ("backprop", {"numerics": "float32"}),
-    "backprop bfloat16": ("backprop", {"numerics": "bfloat16"}),
-    "backprop int8": ("backprop", int8),
-    "backprop int8, dai8": ("backprop", {**int8, "int8": {"gradient": "dai8"}}),
-    "backprop int8, ui8": ("backprop", {**int8, "int8": {"gradient": "ui8"}}),
+    "strict int8": ("hyperspherical", "int8"),
+    "strict int8, nearest": ("hyperspherical", "int8_nearest"),
+    "strict bfloat16": ("hyperspherical", "bfloat16"),
+    "strict float32": ("hyperspherical", "float32"),
+    BASE: ("backprop", "float32"),
+    "backprop bfloat16": ("backprop", "bfloat16"),
+    "backprop int8": ("backprop", "int8"),
+    DAI8: ("backprop", "int8_dai8"),
+    "backprop int8_ui8": ("backprop", "int8_ui8"),
   }
 
 
@@ -71,10 +68,10 @@ def example(network: str) -> Batch:
   return Batch(image, jnp.asarray(rng.integers(0, 10, size), jnp.int32))
 
 
-def library_step(network: str, method: str, numerics: dict) -> tuple[Callable, object]:
+def library_step(network: str, method: str, numerics: str) -> tuple[Callable, object]:
   """The jitted, state-donating step of a run, and its first state."""
   shape, _, options = shapes(network)
-  found = make_numerics(from_mapping(numerics))
+  found = make_numerics(numerics)
   trainer = make_trainer(
     make_network(network, numerics=found, **options),
     make_method(method, METHODS[method].config(), 10),
@@ -113,7 +110,7 @@ def compare(network: str) -> list[dict]:
   """Rows of one network: times as fast as backprop in float32, and temporary memory."""
   made = {label: library_step(network, *choice) for label, choice in rivals().items()}
   if network == "mlp":
-    made["qwix int8 backprop"] = qwix_step()
+    made[QWIX] = qwix_step()
   batch = example(network)
   steps, memory = {}, {}
   for label, (step, state) in made.items():
@@ -129,12 +126,12 @@ def compare(network: str) -> list[dict]:
       "method": method,
       "preset": label,
       "network": network,
-      "numerics": rivals()[label][1]["numerics"] if label in rivals() else "int8",
+      "numerics": rivals()[label][1] if label in rivals() else "int8",
       "locality": "strict" if method == "hyperspherical" else "global",
       "dataset": f"random images, batch {shapes(network)[1]}",
       "command": _COMMAND,
     }
-    for rival in (BASE, "backprop int8, dai8", "qwix int8 backprop"):
+    for rival in (BASE, DAI8, QWIX):
       if rival in seconds and rival != label:
         ratios = np.asarray(seconds[rival]) / np.asarray(own)
         rows.append(results.row("speedup", ratios, rival=rival, **columns))

@@ -27,9 +27,8 @@ class Grid(NamedTuple):
   note: str = ""
 
 
-_NEAREST = {"act_rounding": "nearest", "grad_rounding": "nearest"}
 _INT8: dict[str, Any] = {"numerics": "int8"}
-_DIRECT: dict[str, Any] = {"numerics": "int8", "int8": _NEAREST}
+_DIRECT: dict[str, Any] = {"numerics": "int8_nearest"}
 
 
 def table1() -> Grid:
@@ -118,20 +117,17 @@ def int8_mnist() -> Grid:
         "lookahead": {"mode": "none"},
       },
       "backprop, int8 ui8": {
-        **_INT8,
-        "int8": {"gradient": "ui8"},
+        "numerics": "int8_ui8",
         "method": "backprop",
         "lookahead": {"mode": "none"},
       },
       "backprop, int8 dai8": {
-        **_INT8,
-        "int8": {"gradient": "dai8"},
+        "numerics": "int8_dai8",
         "method": "backprop",
         "lookahead": {"mode": "none"},
       },
       "backprop, int8 gdai8 approximation": {
-        **_INT8,
-        "int8": {"gradient": "gdai8_approximation"},
+        "numerics": "int8_gdai8_approximation",
         "method": "backprop",
         "lookahead": {"mode": "none"},
       },

@@ -30,7 +30,7 @@ from jax import lax
 
 from fflax.core.int8_config import Int8Config
 from fflax.core.int8_conv import Int8Conv
-from fflax.core.int8_gradients import RIVALS, Parts
+from fflax.core.int8_gradients import RIVALS, UI8_PHI, Parts
 from fflax.core.int8_products import (
   Backend,
   int8_dot,
@@ -73,7 +73,12 @@ def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
     _Conv(config),
     takes_key=True,
     gradient_state=None if rival is None else rival.initial_state,
+    learning_rate_scale=_ui8_rate if config.gradient == "ui8" else None,
   )
+
+
+def _ui8_rate(state: Array) -> Array:
+  return state[UI8_PHI]
 
 
 class _Linear(Protocol):

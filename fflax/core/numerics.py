@@ -44,7 +44,7 @@ class Numerics(NamedTuple):
   """How a layer multiplies.
 
   Attributes:
-    name: as in `NUMERICS`.
+    name: as in `fflax.core.numerics_registry`.
     dot_general: with the signature of `jax.lax.dot_general`, as `flax.linen.Dense` calls it.
     conv_general_dilated: with the signature of `jax.lax.conv_general_dilated`.
     takes_key: whether both take the keyword `key`: a typed key for rounding noise, drawn anew for
@@ -96,10 +96,10 @@ def bfloat16(native: bool | None = None) -> Numerics:
   return Numerics("bfloat16", _Bfloat16Dot(native), _Conv(bfloat16=True, native=native))
 
 
-NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
+FLOAT_NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
   {"float32": float32, "bfloat16": bfloat16}
 )
-"""Numerics by name."""
+"""The float numerics by name; `fflax.core.numerics_registry` has all."""
 
 
 @functools.cache

@@ -80,16 +80,16 @@ def numpy_conv(x, w, g, strides, pads):
 
 def test_registry_names():
   """A numerics under another's name would be reported wrongly in every result table."""
-  assert {name: make().name for name, make in numerics.NUMERICS.items()} == {
+  assert {name: make().name for name, make in numerics.FLOAT_NUMERICS.items()} == {
     "float32": "float32",
     "bfloat16": "bfloat16",
   }
 
 
-@pytest.mark.parametrize("name", list(numerics.NUMERICS))
+@pytest.mark.parametrize("name", list(numerics.FLOAT_NUMERICS))
 def test_equal_settings_compare_equal(name):
   """Layers with unequal products would never be stacked, and every call would compile anew."""
-  a, b = numerics.NUMERICS[name](), numerics.NUMERICS[name]()
+  a, b = numerics.FLOAT_NUMERICS[name](), numerics.FLOAT_NUMERICS[name]()
   assert a == b
   assert hash(a) == hash(b)
   assert numerics.bfloat16(True) != numerics.bfloat16(False)
@@ -359,12 +359,12 @@ def test_other_convolutions(native, kernel, options):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a fault of XLA's CPU compiler")
-@pytest.mark.parametrize("name", list(numerics.NUMERICS))
+@pytest.mark.parametrize("name", list(numerics.FLOAT_NUMERICS))
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
 def test_convolutions_inside_loops_have_the_order_that_is_compiled_well(name, strides):
   """Any other order is a naive loop there: the same numbers, some forty times slower."""
   conv = functools.partial(
-    linen_conv, numerics.NUMERICS[name]().conv_general_dilated, strides=strides
+    linen_conv, numerics.FLOAT_NUMERICS[name]().conv_general_dilated, strides=strides
   )
 
   def steps(x, w):

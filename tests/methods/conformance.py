@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from fflax import types
 from fflax.core import readouts
 from fflax.core.locality import agrees, locality_matrix
-from fflax.core.numerics import NUMERICS
+from fflax.core.numerics_registry import NUMERICS
 from fflax.methods.backprop import BackpropConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
