@@ -133,7 +133,7 @@ def vit(
   """A small vision transformer: `[B, H, W, C]` to tokens `[B, H / p, W / p, features]`.
 
   2,690,880 parameters for 32x32 images of three channels. The blocks are equal, so that the driver
-  runs all of them under one scan.
+  can run all of them under one scan.
 
   Args:
     numerics: how it multiplies.

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fflax.core.numerics import bfloat16, float32
+from fflax.core.readouts import score_sum
+from fflax.methods.backprop import BackpropConfig
+from fflax.methods.forward_forward import ForwardForwardConfig
+from fflax.methods.hyperspherical import HypersphericalConfig
+from fflax.methods.registry import METHODS
 from fflax.networks.layers import from_linen
 from fflax.networks.registry import make_network
 from fflax.networks.vit import PatchEmbedding, TransformerBlock
+from fflax.training.step import make_trainer
+from fflax.types import Batch
 from tests.networks import numpy_blocks as hand
 
 SMALL = {"patch_size": 4, "features": 12, "depth": 3, "heads": 2, "mlp_ratio": 2}
@@ -100,6 +108,38 @@ def test_numerics_reach_every_projection():
 def test_blocks_are_equal():
   specs = [layer.spec for layer in make_network("vit", numerics=bfloat16()).layers]
   assert len(set(specs)) == 2 and len(set(specs[1:])) == 1
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    BackpropConfig(),
+    BackpropConfig(heads="all"),
+    ForwardForwardConfig(label_style="channels", goodness="mean"),
+    HypersphericalConfig(aux_features=8),
+  ],
+  ids=lambda config: type(config).__name__,
+)
+def test_methods_take_tokens_as_they_take_maps(config):
+  """A head on every token instead of their mean would answer `[B, H, W, K]`."""
+  factory = next(e.factory for e in METHODS.values() if e.config is type(config))
+  trainer = make_trainer(
+    make_network("vit", numerics=float32(), **SMALL),
+    factory(config, 10),
+    [score_sum()],
+    image_shape=(8, 8, 3),
+    optimizer=optax.sgd(0.1),
+    stack=True,
+  )
+  batch = Batch(jnp.zeros((2, 8, 8, 3)), jnp.zeros(2, jnp.int32))
+  state = jax.eval_shape(trainer.init, jax.random.key(0), batch)
+  after, metrics = jax.eval_shape(trainer.step, state, batch)
+  answers = jax.eval_shape(trainer.answer, state, batch.image)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  assert metrics["loss"].shape == (4,)
+  assert answers.readouts["score_sum"].shape == (2, 10)
+  # Under local methods the equal blocks are one stack.
+  assert len(state.layers) == (4 if isinstance(config, BackpropConfig) else 2)
 
 
 @pytest.mark.parametrize(
