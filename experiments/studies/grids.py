@@ -92,10 +92,11 @@ def lookahead_digits() -> Grid:
     "exact, adaptive_norm": {"mode": "exact", "schedule": "adaptive_norm"},
     "exact, adaptive_cos": {"mode": "exact", "schedule": "adaptive_cos"},
   }
+  both = ("strict", "exact, linear to 1", "scalar, linear to 1", "exact, 0.01 an epoch")
   points = {
     f"{numerics}, {label}": {"numerics": numerics, "lookahead": look}
     for label, look in looks.items()
-    for numerics in ("float32", "int8")
+    for numerics in ("float32", *(("int8",) if label in both else ()))
   }
   return Grid("Look-ahead on the digits, FF 256-256", "ffint8_digits", points)
 
