@@ -30,7 +30,7 @@ def by_hand(x, w, strides, pads):
   return out
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
   size=st.tuples(st.integers(3, 7), st.integers(3, 7)),
   kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -94,7 +94,7 @@ def test_no_grouped_convolution_is_left_on_a_cpu(make):
   assert "conv_general" in str(jax.make_jaxpr(run, static_argnums=2)(x, two, 2))
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
   size=st.tuples(st.integers(3, 6), st.integers(3, 6)),
   kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
