@@ -18,6 +18,7 @@ from fflax.analysis.energy import MEMORIES, TABLES, energy
 from fflax.analysis.memory import compiled_memory
 from fflax.analysis.plain import plain_numerics
 from fflax.analysis.traffic import optimizer_bits
+from fflax.core.int8_config import Int8Config
 from fflax.core.numerics_registry import make_numerics
 from fflax.data import sources
 from fflax.networks.registry import make_network
@@ -73,6 +74,8 @@ def find_task(config: ExperimentConfig) -> Task:
 
 def control_of(config: ExperimentConfig, numerics: str) -> ExperimentConfig:
   """The matched backprop control: same network, data and batches, its own head and nothing more."""
+  if numerics != config.numerics:  # without the settings of numerics that it does not have
+    config = dataclasses.replace(config, int8=Int8Config(), weight_store="float32")
   return dataclasses.replace(
     config,
     method="backprop",

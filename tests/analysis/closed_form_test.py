@@ -57,7 +57,7 @@ def head(width: int) -> int:
   return width * K
 
 
-@pytest.mark.parametrize("numerics", ["float32", "bfloat16"])
+@pytest.mark.parametrize("numerics", ["float32", "bfloat16", "int8"])
 def test_the_example_of_784_1000_1000_10_at_batch_10(numerics):
   """17.94 M forward; 46.0 backprop, 71.8 Forward-Forward, 92.0 with exact look-ahead."""
   case = functools.partial(traced, network="mlp", image=(28, 28, 1), batch=10, numerics=numerics)
@@ -72,6 +72,8 @@ def test_the_example_of_784_1000_1000_10_at_batch_10(numerics):
   exact, _ = case("forward_forward", net_sizes=(1000, 1000, 10), lookahead=lookahead.constant(0.5))
   agrees(exact, expected_training_macs("forward_forward", DENSE, lookahead=True), 10)
   assert exact.total("macs") == 91_960_000
+  if numerics == "int8":
+    assert exact.total("macs", kind="int8", dtype="int8") == 91_960_000
 
 
 def test_every_registered_method_has_a_rule():

@@ -6,16 +6,12 @@ import pathlib
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
 
+from experiments.assembly import check
 from experiments.card import Task, card, columns, control_of, find_task, notes, ratio
 from experiments.config import from_mapping
 from experiments.cost import si
-from fflax.analysis.cost import count
-from fflax.analysis.plain import plain_numerics
-from fflax.core.numerics import bfloat16, float32
 
 ROOT = pathlib.Path(__file__).parents[2]
 MNIST = Task((28, 28, 1), 10, "mnist")
@@ -111,6 +107,14 @@ def test_controls_differ_from_the_run_in_the_method_alone():
     assert getattr(control, field) == getattr(config, field)
 
 
+def test_int8_settings_go_to_the_int8_control_alone():
+  config = make(numerics="int8", int8={"weight_scale": "channel"}, weight_store="int8")
+  found = columns(config)
+  assert found["backprop int8"].int8.weight_scale == "channel"
+  assert found["backprop int8"].weight_store == "int8"
+  check(found["backprop float32"])
+
+
 def test_shapes_of_data():
   assert find_task(make(data={"name": "cifar10"}))[:2] == ((32, 32, 3), 10)
   assert find_task(make(data={"name": "cifar10", "image_size": 16}))[:2] == ((16, 16, 3), 10)
@@ -130,36 +134,6 @@ def test_shapes_of_data():
 def test_impossible_cards(values, options, word):
   with pytest.raises(ValueError, match=word):
     card(make(**values), MNIST, memory=False, **options)
-
-
-@pytest.mark.parametrize("numerics", [float32(), bfloat16(False), bfloat16(True)], ids=str)
-def test_plain_numerics_count_alike_on_every_machine(numerics):
-  """Also depthwise layers, which a CPU runs as shifted multiplications, with their gradients."""
-  plain = plain_numerics(numerics)
-  assert plain == plain_numerics(numerics) and hash(plain) == hash(plain_numerics(numerics))
-
-  def loss(w, x):
-    return jnp.sum(
-      plain.conv_general_dilated(
-        x,
-        w,
-        (2, 2),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=6,
-      )
-      ** 2
-    )
-
-  args = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 3, 1, 6), (2, 9, 9, 6)))
-  counts = count(jax.grad(loss, argnums=(0, 1)), *args)
-  one = 2 * 5 * 5 * 9 * 6
-  assert counts.by("macs", "phase", "dtype") == {
-    ("backward", numerics.name): 2 * one,
-    ("forward", numerics.name): one,
-  }
-  other = numerics._replace(name="int8")
-  assert plain_numerics(other) is other
 
 
 @pytest.mark.parametrize(
