@@ -38,7 +38,7 @@ from fflax.core.int8_products import (
   int8_dot_weight_gradient,
 )
 from fflax.core.numerics import Numerics
-from fflax.core.quantize import Quantized, quantize, rounding_noise, seed_words
+from fflax.core.quantize import Quantized, absmax_scale, quantize, rounding_noise, seed_words
 from fflax.types import Array, Key
 
 _ACT, _WEIGHT, _GRAD_FOR_WEIGHTS, _GRAD_FOR_INPUTS = range(4)  # roles of the rounding noise
@@ -47,10 +47,11 @@ _ACT, _WEIGHT, _GRAD_FOR_WEIGHTS, _GRAD_FOR_INPUTS = range(4)  # roles of the ro
 def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
   """Products in int8, for operands, results and gradients in float32.
 
-  Both functions take `key`, a typed key for rounding noise; None means rounding to nearest
-  everywhere, as in evaluation. With a gradient other than "absmax" they also take `state`, and
-  return the new state in the place of its gradient. Reverse mode, `jit`, `vmap`, `scan`, `cond`;
-  no forward mode. Functions of equal settings compare equal and hash alike.
+  Both functions take `key`, a typed key for rounding noise; None means evaluation: rounding to
+  nearest everywhere, and a scale for each row (of a convolution: image) of the left operand. With
+  a gradient other than "absmax" they also take `state`, and return the new state in the place of
+  its gradient. Reverse mode, `jit`, `vmap`, `scan`, `cond`; no forward mode. Functions of equal
+  settings compare equal and hash alike.
 
   Args:
     config: how to quantise; None is `Int8Config()`.
@@ -132,7 +133,7 @@ class _Dot:
     out_shape = (*x.shape[:m], *w.shape[k:])
     mapped = (math.prod(batch),) if batch else ()
     out = _product(
-      self.config,
+      _settings(self.config, key),
       _Matrix(self.config.backend),
       x.reshape(*mapped, math.prod(x.shape[n:m]), length),
       w.reshape(*mapped, length, math.prod(w.shape[k:])),
@@ -180,8 +181,15 @@ class _Conv:
     pads = tuple((int(low), int(high)) for low, high in padding)
     conv = Int8Conv(x.shape, w.shape, strides, pads, feature_group_count, self.config.backend)
     seeds = None if key is None else seed_words(key, 4)
-    out = _product(self.config, conv, x, w, seeds, state)
+    out = _product(_settings(self.config, key), conv, x, w, seeds, state)
     return out if preferred_element_type is None else out.astype(preferred_element_type)
+
+
+def _settings(config: Int8Config, key: Key | None) -> Int8Config:
+  """In evaluation every example has a scale of its own: no answer depends on its neighbours."""
+  if key is not None:
+    return config
+  return dataclasses.replace(config, act_scale="row", gradient="absmax")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -205,10 +213,29 @@ def _rounded(
   scale: Array | None = None,
 ) -> Quantized:
   rounding = (config.act_rounding, config.weight_rounding, config.grad_rounding)[min(role, 2)]
-  if seeds is None or rounding == "nearest":
-    return quantize(x, axis=axis, scale=scale)
-  noise = rounding_noise(seeds[role], x.shape, config.noise)
-  return quantize(x, axis=axis, scale=scale, rounding=rounding, noise=noise)
+  if scale is None:
+    scale = absmax_scale(x, axis)
+
+  def values() -> Array:
+    if seeds is None or rounding == "nearest":
+      return quantize(x, scale=scale).values
+    noise = rounding_noise(seeds[role], x.shape, config.noise)
+    return quantize(x, scale=scale, rounding=rounding, noise=noise).values
+
+  return Quantized(_once(values, scale), scale)
+
+
+def _once(values: Callable[[], Array], scale: Array) -> Array:
+  """`values()`, computed once and kept as int8.
+
+  XLA on a CPU would compute the values, noise and all, again in each consumer, slowly where that
+  transposes them, and keep the float operand alive for it. `lax.optimization_barrier` does not stop
+  it; a branch that it cannot foresee does.
+  """
+  if jax.default_backend() != "cpu":
+    return values()
+  zeros = jax.eval_shape(values)
+  return lax.cond(jnp.any(scale < 0), lambda: jnp.zeros(zeros.shape, zeros.dtype), values)
 
 
 def _forward(

@@ -1,5 +1,6 @@
 """Training in int8, against numpy: quantised operands in int64, scales in float64."""
 
+import dataclasses
 import functools
 import math
 
@@ -68,6 +69,7 @@ def test_dense_equals_numpy(rounding, channel, row):
   rounded = "nearest" if rounding == "nearest" else "stochastic"
   config = Int8Config(rounded, rounded, rounded, row, channel, channel)
   key = None if rounding == "evaluation" else KEY
+  row = "row" if rounding == "evaluation" else row
   u = noises([x.shape, w.shape, g.shape, g.shape])
   if rounding != "stochastic":
     u = [None] * 4
@@ -220,10 +222,13 @@ def test_noise_differs_by_key_and_role():
       assert abs(np.corrcoef(u[i].ravel(), u[j].ravel())[0, 1]) < 5 / 64
 
 
-def test_no_key_rounds_to_nearest():
+@pytest.mark.parametrize("gradient", ["absmax", "dai8"])
+def test_no_key_rounds_to_nearest_with_a_scale_for_each_row(gradient):
   x, w, g = normal(0, 6, 9), normal(1, 9, 5), normal(2, 6, 5)
-  a = pullback(dense(int8(), key=None), x, w, g)
-  b = pullback(dense(int8(INT8_PRESETS["int8_nearest"])), x, w, g)
+  x[3] *= 100
+  a = pullback(dense(int8(Int8Config(gradient=gradient)), key=None), x, w, g)
+  rows = dataclasses.replace(INT8_PRESETS["int8_nearest"], act_scale="row")
+  b = pullback(dense(int8(rows)), x, w, g)
   for one, other in zip(a, b, strict=True):
     np.testing.assert_array_equal(one, other)
 

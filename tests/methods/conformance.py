@@ -467,18 +467,27 @@ def check_checkpoint(bench: Bench) -> None:
   assert bits(after[0]) == bits(after[1]), "the resumed run has other bits"
 
 
-def check_bfloat16(bench: Bench) -> None:
-  """bfloat16 products: the same state, the same locality, nearly the same losses."""
-  trainer = bench.trainer(numerics="bfloat16")
+def check_numerics(bench: Bench, name: str, tolerance: float) -> None:
+  """Other products: the same state, the same locality, nearly the same losses."""
+  trainer = bench.trainer(numerics=name)
   step = quick_jit(trainer.step)
   new, metrics = step(bench.fresh, batch_of_step(0), jnp.ones(NUM_LAYERS))
   assert types_of(new) == types_of(bench.fresh), "the types of the state changed"
   _, wide = bench.step(bench.fresh, batch_of_step(0), jnp.ones(NUM_LAYERS))
-  # Operands keep 8 bits: errors of 2**-9 each, which average out over a layer's inputs.
-  assert_close(wide["loss"], metrics["loss"], 0.02)
+  assert_close(wide["loss"], metrics["loss"], tolerance)
   assert bits(wide["loss"]) != bits(metrics["loss"]), "the numerics were not used"
   measured = bench.matrix(step, trainer, [bench.fresh])
   np.testing.assert_array_equal(measured, MATRICES[bench.case.moves])
+
+
+def check_int8_evaluation(bench: Bench) -> None:
+  """Scales are taken from what is quantised: no example may set another one's."""
+  image, _ = test_images()
+  answer = quick_jit(bench.trainer(numerics="int8").answer)
+  wild = image.copy()
+  wild[7:] *= 100
+  both = [take(answer(bench.trained[0], x), slice(7)) for x in (image, wild)]
+  assert bits(both[0]) == bits(both[1]), "an answer depends on its neighbours"
 
 
 def check_learning(bench: Bench) -> None:
@@ -505,7 +514,11 @@ CHECKS: Mapping[str, Callable[[Bench], None]] = {
   "learning": check_learning,
   "evaluation": check_evaluation,
   "checkpoint": check_checkpoint,
-  "bfloat16": check_bfloat16,
+  # Operands keep 8 bits: errors of 2**-9 each, which average out over a layer's inputs.
+  "bfloat16": functools.partial(check_numerics, name="bfloat16", tolerance=0.02),
+  # One scale for a whole tensor: errors of up to 1 / 127 of its largest value.
+  "int8": functools.partial(check_numerics, name="int8", tolerance=0.1),
+  "int8 evaluation": check_int8_evaluation,
 }
 
 # The costly ones.
@@ -516,6 +529,8 @@ NOT_BRIEF = (
   "seeds",
   "checkpoint",
   "bfloat16",
+  "int8",
+  "int8 evaluation",
 )
 
 
@@ -525,6 +540,8 @@ def run(case: Case, network: str = "mlp") -> None:
   for name, check in CHECKS.items():
     if network in case.brief and name in NOT_BRIEF:
       continue
+    if name.startswith("int8") and case is not next(c for c in CASES if c.method == case.method):
+      continue  # products know nothing of a method's variants
     try:
       check(bench)
     except Exception as failure:
