@@ -98,21 +98,30 @@ class Int8Conv:
     Raises:
       ValueError: if a sum is longer than `MAX_CONTRACTION`.
     """
-    spread, pads = [], []
+    sizes, pads, slots = [], [], []
     rows = zip(self.image[1:-1], self.kernel, self.out[1:-1], self.strides, self.pads, strict=False)
     for size, field, out_size, stride, (low, _) in rows:
-      span = max(0, (out_size - 1) * stride + 1)
-      spread.append(span)
-      pads.append((field - 1 - low, size + low - span))
-    if any(stride > 1 for stride in self.strides):
+      span = max(0, (out_size - 1) * stride + 1)  # of the cotangent, spread out
+      before = field - 1 - low
+      start = before - (field - 1) // 2
+      if 0 <= start <= size - span:
+        # Zeros around the cotangent, such that the convolution's own are the same on both sides:
+        # another one leaves the fast path on a CPU.
+        before, span = (field - 1) // 2, size
+      else:
+        start = 0
+      sizes.append(span)
+      pads.append((before, size + field - 1 - span - before))
+      slots.append(slice(start, start + (out_size - 1) * stride + 1, stride))
+    if g.shape[1:-1] != tuple(sizes):
       # Not the convolution's own dilation, nor `lax.pad`, which XLA turns into it: both are slow.
-      slots = tuple(slice(None, None, stride) for stride in self.strides)
-      zeros = jnp.zeros((g.shape[0], *spread, g.shape[-1]), g.dtype)
+      zeros = jnp.zeros((g.shape[0], *sizes, g.shape[-1]), g.dtype)
       g = zeros.at[(slice(None), *slots)].set(g)
     # Flipped, in and out channels swapped within each group.
     *fields, inside, outside = self.kernel
-    w = jnp.flip(w, tuple(range(len(fields))))
-    w = w.reshape(*fields, inside, self.groups, outside // self.groups)
+    w = jnp.flip(w, tuple(range(len(fields)))).reshape(
+      *fields, inside, self.groups, outside // self.groups
+    )
     w = jnp.moveaxis(w, (-3, -1), (-1, -3)).reshape(
       *fields, outside // self.groups, self.groups * inside
     )

@@ -13,6 +13,7 @@ from fflax.core.int8_config import INT8_PRESETS, Int8Config
 from fflax.core.quantize import quantize
 
 DENSE = (((1,), (0,)), ((), ()))
+KEY = jax.random.key(0)  # without one, products evaluate: no rival quantises their gradient
 NEAREST = {"act_rounding": "nearest", "grad_rounding": "nearest"}
 
 
@@ -158,10 +159,10 @@ def test_zero_and_bad_gradients(name):
   assert np.all(np.isnan(value(weights)[:, 1])) and np.all(np.isnan(value(inputs)))
 
 
-def gradients(config, x, w, g, state, key=None):
+def gradients(config, x, w, g, state):
   @jax.jit
   def run(x, w, g, state):
-    product = functools.partial(int8(config).dot_general, dimension_numbers=DENSE, key=key)
+    product = functools.partial(int8(config).dot_general, dimension_numbers=DENSE, key=KEY)
     out, back = jax.vjp(lambda x, w, s: product(x, w, state=s), x, w, state)
     return out, *back(g)
 
@@ -185,10 +186,9 @@ def test_the_new_state_takes_the_place_of_a_gradient(name):
 
 def test_gdai8_approximation_with_boundary_one_is_absmax_bit_for_bit():
   x, w, g = normal(0, 6, 9), normal(1, 9, 5), normal(2, 6, 5)
-  key = jax.random.key(0)
-  a = gradients(Int8Config(), x, w, g, None, key)
+  a = gradients(Int8Config(), x, w, g, None)
   state = jnp.asarray([1.0, 0.0])
-  b = gradients(Int8Config(gradient="gdai8_approximation"), x, w, g, state, key)
+  b = gradients(Int8Config(gradient="gdai8_approximation"), x, w, g, state)
   for one, other in zip(a[:3], b[:3], strict=True):
     np.testing.assert_array_equal(one, other)
 
@@ -227,7 +227,7 @@ def test_convolutions_take_states(name):
     numbers = ("NHWC", "HWIO", "NHWC")
     return jnp.sum(
       numerics.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=numbers, key=jax.random.key(0), state=state
+        x, w, (1, 1), "SAME", dimension_numbers=numbers, key=KEY, state=state
       )
     )
 
