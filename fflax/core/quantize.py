@@ -54,9 +54,8 @@ def absmax_scale(x: Array, axis: int | Sequence[int] | None = None) -> Array:
   """
   magnitude = jnp.abs(x)
   if axis is None:
-    # The leading axis first: never slower than one reduction over all on a CPU, often faster.
-    if x.ndim > 1:
-      magnitude = jnp.max(magnitude, axis=0, initial=0.0)
+    # All axes but the last first: as fast as one reduction on a CPU, faster on a busy one.
+    magnitude = jnp.max(magnitude, axis=tuple(range(x.ndim - 1)), initial=0.0)
     largest = jnp.max(magnitude, initial=0.0)
   else:
     kept = {a % x.ndim for a in ([axis] if isinstance(axis, int) else axis)}
