@@ -25,7 +25,7 @@ from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import make_schedule
 from fflax.training.step import check_run, make_trainer
-from fflax.training.weight_store import int8_weights
+from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
 
 
@@ -139,6 +139,7 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
     "method": make_method(config.method, config.methods[config.method], num_classes),
     "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
     "schedule": make_schedule(config.schedule, turn * steps_per_epoch),
+    "weight_store": WEIGHT_STORES[config.weight_store](),
     "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),
     "readout_optimizer": optimizer(config.readout_optimizer, config.epochs),
@@ -168,14 +169,7 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   # Augmentations that do not fit the examples are refused here, not in the first traced step.
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
-  trainer = make_trainer(
-    image_shape=dataset.train.image.shape[1:],
-    # Weights at rest in int8 have scales of their own in every layer.
-    stack=False if config.weight_store == "int8" else None,
-    **parts,
-  )
-  if config.weight_store == "int8":
-    trainer = int8_weights(trainer)
+  trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
 
   def indices(key: Array, first_step: Array, num_steps: int) -> Array:
     return stream.batch_indices(key, first_step, num_steps, size, data.batch_size, data.shuffle)
@@ -227,7 +221,9 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
   schedule = experiment.schedule._replace(active=None)
   numerics = make_numerics(experiment.config.numerics, experiment.config.int8)
   sgd = for_numerics(optax.sgd(1.0), numerics)
-  parts |= {"schedule": schedule, "optimizer": sgd, "readout_optimizer": sgd}
+  # Weights at rest would move by their rounding alone.
+  parts |= {"schedule": schedule, "weight_store": None}
+  parts |= {"optimizer": sgd, "readout_optimizer": sgd}
   if parts["lookahead"] is not None:
     # Lambda may be zero in the first epoch.
     parts["lookahead"] = lookahead.constant(1.0, parts["lookahead"].mode)

@@ -21,6 +21,7 @@ from fflax.methods.registry import METHODS
 from fflax.networks.registry import NETWORKS, network_options
 from fflax.training.lookahead import LookaheadConfig
 from fflax.training.optimizers import OptimizerConfig
+from fflax.training.weight_store import WEIGHT_STORES
 
 _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
 
@@ -127,8 +128,7 @@ class ExperimentConfig:
     fill(self, "readouts", tuple(self.readouts))
     if len(set(self.readouts)) != len(self.readouts) or not self.readouts:
       raise ValueError(f"readouts must be one or more different names, not {self.readouts}")
-    if self.weight_store not in ("float32", "int8"):
-      raise ValueError(f"weight_store must be 'float32' or 'int8', not {self.weight_store!r}")
+    _known("weight_store", [self.weight_store], WEIGHT_STORES)
     least = {"epochs": 1, "epochs_per_layer": 0, "eval_every": 1, "checkpoint_every": 1}
     for field, bound in least.items():
       if getattr(self, field) < bound:

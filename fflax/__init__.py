@@ -34,7 +34,7 @@ from fflax.training.lookahead import LookaheadConfig, make_lookahead
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import SCHEDULES, greedy, interleaved, make_schedule, simultaneous
 from fflax.training.step import make_trainer
-from fflax.training.weight_store import int8_weights
+from fflax.training.weight_store import int8_store
 from fflax.types import (
   Answers,
   Batch,
@@ -87,7 +87,7 @@ __all__ = [
   "greedy",
   "hyperspherical",
   "int8",
-  "int8_weights",
+  "int8_store",
   "interleaved",
   "last_layer",
   "locality_matrix",

@@ -265,7 +265,7 @@ class Trainer(NamedTuple):
     answer: `(state, image) -> Answers`; deterministic, in evaluation mode.
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
     features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
-    layer_states: `(state) -> tuple` of L unstacked `LayerState`s.
+    layer_states: `(state) -> tuple` of L unstacked `LayerState`s, parameters as floats.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.

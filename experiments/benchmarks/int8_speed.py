@@ -15,6 +15,7 @@ experiments/results/int8_speed.json.
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def qwix_step() -> tuple[Callable, object]:
   return jax.jit(step, donate_argnums=0), state
 
 
-def timed(step: Callable, state: object, batch: Batch) -> tuple[Step, int]:
+def timed(step: Any, state: object, batch: Batch) -> tuple[Step, int]:
   """A function that takes one more step and says how long it took; temporary bytes of the step."""
   compiled = step.lower(state, batch).compile()
   held = [state]

@@ -19,8 +19,9 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
   merged = dict(values)
   for name, change in changes.items():
     old = merged.get(name)
-    nested = isinstance(change, Mapping) and isinstance(old, Mapping)
-    merged[name] = merge(old, change) if nested else change
+    if isinstance(change, Mapping) and isinstance(old, Mapping):
+      change = merge(old, change)
+    merged[name] = change
   return merged
 
 

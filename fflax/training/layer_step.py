@@ -10,6 +10,7 @@ from jax import lax
 
 from fflax.random import Role, layer_key
 from fflax.training.lookahead import Lookahead
+from fflax.training.weight_store import WeightStore
 from fflax.types import (
   Array,
   Key,
@@ -37,6 +38,7 @@ class Run(NamedTuple):
   schedule: Schedule
   blocks: tuple[int, ...]
   lookahead: Lookahead | None = None
+  store: WeightStore | None = None
 
 
 def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:
@@ -53,8 +55,15 @@ def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Ar
   is_last = index == len(run.network.layers) - 1
   extras, extra_stats = method.init_layer(layer_key(key, index, Role.EXTRAS), out, is_last)
   params = {"layer": params, "method": extras}
-  state = LayerState(params, run.optimizer.init(params), {"layer": stats, "method": extra_stats})
+  opt_state = run.optimizer.init(params)
+  stored = params if run.store is None else run.store.pack(params)
+  state = LayerState(stored, opt_state, {"layer": stats, "method": extra_stats})
   return state, method.hand_on(out, train=False)
+
+
+def load_params(run: Run, state: LayerState) -> PyTree:
+  """The layer's parameters as its functions take them, however they are kept."""
+  return state.params if run.store is None else run.store.load(state.params)
 
 
 def apply_views(
@@ -97,10 +106,21 @@ def layer_loss(
   return loss, (loss, out, lax.stop_gradient(stats), metrics)
 
 
-def update_layer(run: Run, state: LayerState, grads: PyTree, stats: PyTree) -> LayerState:
-  """One step of the layer's own optimiser."""
-  updates, opt_state = run.optimizer.update(grads, state.opt_state, state.params)
-  return LayerState(optax.apply_updates(state.params, updates), opt_state, stats)
+def update_layer(
+  run: Run,
+  state: LayerState,
+  params: PyTree,
+  grads: PyTree,
+  stats: PyTree,
+  key: Key,
+  index: Array | int,
+) -> LayerState:
+  """One step of the layer's own optimiser; `params` are the state's, as `load_params` gave them."""
+  updates, opt_state = run.optimizer.update(grads, state.opt_state, params)
+  if run.store is None:
+    return LayerState(optax.apply_updates(params, updates), opt_state, stats)
+  moved = run.store.move(state.params, updates, layer_key(key, index, Role.STORE))
+  return LayerState(moved, opt_state, stats)
 
 
 def _learn_layer(
@@ -119,14 +139,14 @@ def _learn_layer(
     loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index)
     return loss if weight is None else weight * loss, aux
 
-  (_, (loss, out, stats, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
-    state.params
-  )
-  new = update_layer(run, state, grads, stats)
+  params = load_params(run, state)
+  (_, (loss, out, stats, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(params)
+  new = update_layer(run, state, params, grads, stats, key, index)
   if run.schedule.reforward:
     # In training mode, as the first pass was; its statistics of batch norm are not counted twice.
     forward_key = layer_key(key, index, Role.FORWARD)
-    out, _ = apply_views(layer, new.params["layer"], state.stats["layer"], x, True, forward_key)
+    params = load_params(run, new)
+    out, _ = apply_views(layer, params["layer"], state.stats["layer"], x, True, forward_key)
   x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
   return new, lax.stop_gradient(x), {"loss": loss, **metrics}
 
@@ -135,7 +155,8 @@ def _forward_layer(
   run: Run, layer: Layer, state: LayerState, x: Array, key: Key, index: Array | int
 ) -> Array:
   """What a layer that does not learn hands on."""
-  out, _ = apply_views(layer, state.params["layer"], state.stats["layer"], x, False, None)
+  params = load_params(run, state)
+  out, _ = apply_views(layer, params["layer"], state.stats["layer"], x, False, None)
   x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
   return lax.stop_gradient(x)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.random import Role, layer_key
-from fflax.training.layer_step import Run, hand_on_views, layer_loss, update_layer
+from fflax.training.layer_step import Run, hand_on_views, layer_loss, load_params, update_layer
 from fflax.training.sweeps import per_layer
 from fflax.types import Array, Key, LayerOut, LayerState, Metrics, PyTree, TrainState
 
@@ -23,6 +23,7 @@ class _Rung(NamedTuple):
     goodness: `[V, B]`; `()` if nobody reads it.
     slope: dL/dG of every view and example, `[V, B]`; `()` unless the mode is "scalar".
     silent: zero cotangents of goodness and handed-on.
+    params: of the layer, as floats.
     stats, metrics: as the layer's loss gives them.
   """
 
@@ -30,6 +31,7 @@ class _Rung(NamedTuple):
   goodness: PyTree
   slope: PyTree
   silent: tuple[PyTree, Array]
+  params: PyTree
   stats: PyTree
   metrics: Metrics
 
@@ -60,8 +62,8 @@ def lookahead_sweep(
   if look.observe is not None:
     coupling = look.observe(coupling, [rung.goodness for rung in rungs])
   new = [
-    update_layer(run, s, g, rung.stats)
-    for s, g, rung in zip(state.layers, grads, rungs, strict=True)
+    update_layer(run, s, rung.params, g, rung.stats, key, i)
+    for i, (s, g, rung) in enumerate(zip(state.layers, grads, rungs, strict=True))
   ]
   rows = [{**rung.metrics, "lambda": used[i]} for i, rung in enumerate(rungs)]
   return tuple(new), lax.stop_gradient(coupling), per_layer(rows)
@@ -73,6 +75,7 @@ def _climb(
   """One layer on the way up."""
   look, method, layer = run.lookahead, run.method, run.network.layers[index]
   assert look is not None
+  own_params = load_params(run, state)
   with_goodness = look.mode == "scalar" or look.observe is not None
 
   def goodness(params: PyTree, out: LayerOut) -> PyTree:
@@ -88,7 +91,7 @@ def _climb(
     return (loss if weight is None else weight * loss, goodness(params, out), handed), aux
 
   (_, own, handed), pull, (loss, out, stats, metrics) = jax.vjp(
-    forward, state.params, x, has_aux=True
+    forward, own_params, x, has_aux=True
   )
   slope: PyTree = ()
   if look.mode == "scalar":
@@ -97,9 +100,9 @@ def _climb(
       longer = jax.tree.map(lambda a: a * length.reshape(own.shape + (1,) * (a.ndim - 2)), out)
       loss_key = layer_key(key, index, Role.LOSS)
       method_loss, _ = method.local_loss(
-        state.params["method"], state.stats["method"], longer, label, None, loss_key
+        own_params["method"], state.stats["method"], longer, label, None, loss_key
       )
-      return method_loss, goodness(state.params, longer)
+      return method_loss, goodness(own_params, longer)
 
     # Along its own length, L moves by dL/dG * dG/dlength: the ratio is the slope.
     _, pull_length = jax.vjp(stretched, jnp.ones(own.shape))
@@ -108,7 +111,7 @@ def _climb(
     slope = jnp.where(jnp.abs(goodness_change) > _TINY, loss_change / goodness_change, 0.0)
     slope = slope if weight is None else weight * slope
   silent = jax.tree.map(jnp.zeros_like, (own, handed))
-  return _Rung(pull, own, slope, silent, stats, {"loss": loss, **metrics}), handed
+  return _Rung(pull, own, slope, silent, own_params, stats, {"loss": loss, **metrics}), handed
 
 
 def _exact(run: Run, rungs: list[_Rung], lambdas: Array) -> tuple[list[PyTree], Array]:

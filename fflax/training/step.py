@@ -7,6 +7,7 @@ activation outlives its layer; the global sweep differentiates the sum of the lo
 the look-ahead sweep stands between them.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -16,7 +17,7 @@ from jax import lax
 
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import find_blocks, stack_states, unstack_states
-from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer
+from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer, load_params
 from fflax.training.lookahead import Lookahead
 from fflax.training.lookahead_sweep import lookahead_sweep
 from fflax.training.schedules import simultaneous
@@ -26,6 +27,7 @@ from fflax.training.sweeps import (
   plain_features,
   strict_sweep,
 )
+from fflax.training.weight_store import WeightStore
 from fflax.types import (
   Answers,
   Array,
@@ -150,6 +152,7 @@ def make_trainer(
   readout_optimizer: Optimizer | None = None,
   schedule: Schedule | None = None,
   lookahead: Lookahead | None = None,
+  weight_store: WeightStore | None = None,
   stack: bool | None = None,
 ) -> Trainer:
   """Makes a run's pure functions.
@@ -162,6 +165,7 @@ def make_trainer(
     optimizer: each layer carries its own state of it.
     readout_optimizer: for trained readouts; `optimizer` if None.
     schedule: `simultaneous()` if None.
+    weight_store: how layers keep their parameters between steps; None: as they are.
     lookahead: whether layers also learn from the losses above them (strict methods only).
     stack: run equal neighbouring layers under `lax.scan` (strict methods only): always, never, or
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
@@ -181,6 +185,7 @@ def make_trainer(
     schedule or simultaneous(),
     (1,) * len(network.layers),
     lookahead,
+    weight_store,
   )
   check_run(method, run.schedule, run.readouts, lookahead)
   locality = method.locality if lookahead is None else "lookahead"
@@ -223,8 +228,11 @@ def make_trainer(
       jnp.zeros((), jnp.int32), key, stack_states(states, run.blocks), readout_states, coupling
     )
 
-  def layer_states(state: TrainState) -> tuple[LayerState, ...]:
+  def kept_states(state: TrainState) -> tuple[LayerState, ...]:
     return unstack_states(state.layers, run.blocks)
+
+  def layer_states(state: TrainState) -> tuple[LayerState, ...]:
+    return tuple(dataclasses.replace(s, params=load_params(run, s)) for s in kept_states(state))
 
   def training_views(
     state: TrainState, states: Sequence[LayerState], features: tuple, batch: Batch, key: Key
@@ -235,7 +243,7 @@ def make_trainer(
   def both_views(key: Key, image: Array) -> tuple[Array, Array]:
     batch = Batch(image, jnp.zeros(len(image), jnp.int32))
     state = init(key, batch)
-    states, features = layer_states(state), plain_features(run, layer_states(state), image)
+    states, features = kept_states(state), plain_features(run, kept_states(state), image)
     return training_views(state, states, features, batch, key), method.plain_view(image)
 
   views, plain = jax.eval_shape(both_views, jax.random.key(0), example)
@@ -254,7 +262,7 @@ def make_trainer(
     state: TrainState, batch: Batch, loss_weights: Array | None = None
   ) -> tuple[TrainState, Metrics]:
     key = step_key(state.key, state.step)
-    states, readout_states = layer_states(state), state.readouts
+    states, readout_states = kept_states(state), state.readouts
     features: tuple[Array, ...] = ()
     metrics: Metrics = {}
     if trains_readout:
@@ -266,7 +274,7 @@ def make_trainer(
     return new, {**layer_metrics, **metrics}
 
   def answer(state: TrainState, image: Array) -> Answers:
-    states = layer_states(state)
+    states = kept_states(state)
     scores = layer_scores(run, states, image)
     features = plain_features(run, states, image)
     predictions = {
@@ -277,18 +285,19 @@ def make_trainer(
 
   def goodness(state: TrainState, batch: Batch, key: Key) -> Array:
     assert method.goodness is not None
-    states = layer_states(state)
+    states = kept_states(state)
     features = plain_features(run, states, batch.image)
     x = training_views(state, states, features, batch, key)
     rows = []
     for layer, s in zip(network.layers, states, strict=True):
-      out, _ = apply_views(layer, s.params["layer"], s.stats["layer"], x, False, None)
-      rows.append(method.goodness(s.params["method"], s.stats["method"], out))
+      params = load_params(run, s)
+      out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, None)
+      rows.append(method.goodness(params["method"], s.stats["method"], out))
       x = hand_on_views(method, out, False, None)
     return jnp.stack(rows)
 
   def features(state: TrainState, image: Array) -> tuple[Array, ...]:
-    return plain_features(run, layer_states(state), image)
+    return plain_features(run, kept_states(state), image)
 
   return Trainer(
     init=init,

@@ -12,6 +12,7 @@ from fflax.training.layer_step import (
   apply_views,
   hand_on_views,
   layer_loss,
+  load_params,
   scheduled_layer,
   update_layer,
 )
@@ -92,8 +93,10 @@ def global_sweep(
       rows.append({"loss": loss, **metrics})
     return total, (all_stats, rows)
 
-  grads, (all_stats, rows) = jax.grad(objective, has_aux=True)(tuple(s.params for s in states))
-  new = tuple(update_layer(run, s, g, t) for s, g, t in zip(states, grads, all_stats, strict=True))
+  params = tuple(load_params(run, s) for s in states)
+  grads, (all_stats, rows) = jax.grad(objective, has_aux=True)(params)
+  parts = enumerate(zip(states, params, grads, all_stats, strict=True))
+  new = tuple(update_layer(run, s, p, g, t, key, i) for i, (s, p, g, t) in parts)
   return new, state.coupling, per_layer(rows)
 
 
@@ -101,8 +104,9 @@ def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, 
   """Class scores and handed-on features `[V, B, ...]` of every layer, in evaluation mode."""
   scores, features = [], []
   for layer, s in zip(run.network.layers, states, strict=True):
-    out, _ = apply_views(layer, s.params["layer"], s.stats["layer"], x, False, None)
-    scores.append(run.method.class_scores(s.params["method"], s.stats["method"], out))
+    params = load_params(run, s)
+    out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, None)
+    scores.append(run.method.class_scores(params["method"], s.stats["method"], out))
     x = hand_on_views(run.method, out, False, None)
     features.append(x)
   return scores, features

@@ -41,7 +41,7 @@ def test_every_config_file_is_possible_and_survives_json(path):
     ({"seed": -1}, "seed must be in"),
     ({"data": {"batch_size": 0}}, "batch sizes"),
     ({"data": {"colour": 1}}, "unknown field 'colour' of data"),
-    ({"weight_store": "int4"}, "weight_store must be 'float32' or 'int8', not 'int4'"),
+    ({"weight_store": "int4"}, "unknown weight_store 'int4'; there are float32, int8"),
     ({"lookahead": {"mode": "far"}}, "lookahead.mode must be"),
     ({"lookahead": {"lamda": 1.0}}, "unknown field 'lamda' of lookahead"),
     ({"speed": 3}, "unknown field 'speed' of config"),
