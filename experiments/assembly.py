@@ -10,6 +10,7 @@ import optax
 
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
+from fflax.core.numerics import Numerics
 from fflax.core.numerics_registry import make_numerics
 from fflax.core.readouts import make_readout
 from fflax.data import sources, stream
@@ -111,8 +112,13 @@ def layer_epochs(config: ExperimentConfig, num_layers: int) -> int:
   return turn
 
 
-def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: int) -> dict:
-  """The arguments of `make_trainer` that the configuration names.
+def trainer_parts(
+  config: ExperimentConfig,
+  num_classes: int,
+  steps_per_epoch: int,
+  numerics: Numerics | None = None,
+) -> dict:
+  """The arguments of `make_trainer` that the configuration names; `numerics` replace its own.
 
   A layer's optimiser counts the steps that the layer learns in, so under "greedy" its learning rate
   runs through its schedule within the layer's turn; trained readouts learn all the time.
@@ -120,7 +126,7 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
   Raises:
     ValueError: one of them is impossible; one sentence.
   """
-  numerics = make_numerics(config.numerics, config.int8)
+  numerics = numerics or make_numerics(config.numerics, config.int8)
   network = make_network(
     config.network,
     numerics=numerics,
@@ -136,7 +142,7 @@ def trainer_parts(config: ExperimentConfig, num_classes: int, steps_per_epoch: i
 
   return {
     "network": network,
-    "method": make_method(config.method, config.methods[config.method], num_classes),
+    "method": make_method(config.method, config.methods[config.method], num_classes, numerics),
     "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
     "schedule": make_schedule(config.schedule, turn * steps_per_epoch),
     "weight_store": WEIGHT_STORES[config.weight_store](),

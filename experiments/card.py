@@ -21,7 +21,6 @@ from fflax.analysis.traffic import optimizer_bits
 from fflax.core.int8_config import Int8Config
 from fflax.core.numerics_registry import make_numerics
 from fflax.data import sources
-from fflax.networks.registry import make_network
 from fflax.training.lookahead import LookaheadConfig
 from fflax.training.step import make_trainer
 from fflax.types import Array, Batch, Trainer, TrainState
@@ -154,15 +153,13 @@ def _column(config: ExperimentConfig, task: Task, table: str, memory: bool) -> d
 
 
 def _trainer(config: ExperimentConfig, task: Task, *, plain: bool) -> Trainer:
-  parts = trainer_parts(config, task.num_classes, steps_per_epoch=100)
-  if plain:
-    parts["network"] = make_network(
-      config.network,
-      numerics=plain_numerics(make_numerics(config.numerics, config.int8)),
-      activation=config.activation,
-      kernel_init=config.kernel_init,
-      **config.networks[config.network],
-    )
+  numerics = make_numerics(config.numerics, config.int8)
+  parts = trainer_parts(
+    config,
+    task.num_classes,
+    steps_per_epoch=100,
+    numerics=plain_numerics(numerics) if plain else numerics,
+  )
   return make_trainer(image_shape=task.image_shape, **parts)
 
 

@@ -75,7 +75,7 @@ def library_step(network: str, method: str, numerics: str) -> tuple[Callable, ob
   found = make_numerics(numerics)
   trainer = make_trainer(
     make_network(network, numerics=found, **options),
-    make_method(method, METHODS[method].config(), 10),
+    make_method(method, METHODS[method].config(), 10, found),
     [make_readout("score_sum", ReadoutConfig(), 10)],
     image_shape=shape,
     optimizer=for_numerics(optax.sgd(1e-2), found),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fflax.core import losses
 from fflax.core.normalize import NORMALIZATIONS, check_eps
+from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
 
@@ -43,17 +44,18 @@ class BackpropConfig:
       raise ValueError(f"backprop smoothing must be in [0, 1), not {self.smoothing}")
 
 
-def backprop(config: BackpropConfig, num_classes: int) -> Method:
+def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None = None) -> Method:
   """Backpropagation (single head or BP-DeepSup) as a `Method` of global locality.
 
   A head is a linear layer `[D, K]` with bias (LeCun-normal, zero) on the output of a dense layer or
-  the spatial mean of a conv layer's map. Deep supervision sums the heads' logits to predict with
-  readout "score_sum".
+  the spatial mean of a conv layer's map, multiplied in `numerics`. Deep supervision sums the heads'
+  logits to predict with readout "score_sum".
 
   Raises:
     ValueError: see `BackpropConfig.check`.
   """
   config.check()
+  numerics = numerics or float32()
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
 
   def plain_view(image: Array) -> Array:
@@ -71,8 +73,17 @@ def backprop(config: BackpropConfig, num_classes: int) -> Method:
       return {}, {}
     width = features(out.out).shape[-1]
     kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
-    head = {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
+    head: PyTree = {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
+    if numerics.gradient_state is not None:
+      head["product"] = {GRADIENT_STATE: numerics.gradient_state(kernel.shape)}
     return {"head": head}, {}
+
+  def apply_head(head: PyTree, x: Array, key: Key | None) -> Array:
+    bound = {"key": key} if numerics.takes_key else {}
+    if "product" in head:
+      bound["state"] = head["product"][GRADIENT_STATE]
+    numbers = (((1,), (0,)), ((), ()))
+    return numerics.dot_general(x, head["kernel"], numbers, **bound) + head["bias"][None, :]
 
   def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
     del train, key
@@ -80,18 +91,15 @@ def backprop(config: BackpropConfig, num_classes: int) -> Method:
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
     del stats
-    if not params:
-      return None
-    head = params["head"]
-    return features(out.out[0]) @ head["kernel"] + head["bias"][None, :]
+    return apply_head(params["head"], features(out.out[0]), None) if params else None
 
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
-    del context, key
-    logits = class_scores(params, stats, out)
-    if logits is None:
+    del context
+    if not params:
       return jnp.zeros(()), (stats, {})
+    logits = apply_head(params["head"], features(out.out[0]), key)
     loss = jnp.mean(losses.cross_entropy(logits, label, config.smoothing))
     return loss, (stats, {"train_accuracy": jnp.mean(jnp.argmax(logits, -1) == label)})
 

@@ -16,6 +16,7 @@ from fflax.core import goodness as goodness_lib
 from fflax.core import labels as labels_lib
 from fflax.core import losses
 from fflax.core.normalize import NORMALIZATIONS, check_eps
+from fflax.core.numerics import Numerics
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
 
@@ -140,12 +141,15 @@ def _make_code(config: ForwardForwardConfig, num_classes: int):
   return write
 
 
-def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
+def forward_forward(
+  config: ForwardForwardConfig, num_classes: int, numerics: Numerics | None = None
+) -> Method:
   """Forward-Forward as a `Method`.
 
   Locality: strict. Supervised layers answer with their goodness for every candidate label (K
   passes, `[B, K]`, negated if `maximize` is False); a trained readout answers from the neutral
-  label in one pass. Unsupervised layers give no class scores: use a trained readout.
+  label in one pass. Unsupervised layers give no class scores: use a trained readout. The method
+  multiplies nothing itself, so `numerics` have no effect.
 
   Deviations: eps stands under the root; `softmax_hard` excludes the true class with -inf instead of
   -1000; the readout is updated before the layers of the same step, from pre-update features; batch
@@ -154,6 +158,7 @@ def forward_forward(config: ForwardForwardConfig, num_classes: int) -> Method:
   Raises:
     ValueError: see `ForwardForwardConfig.check`.
   """
+  del numerics
   config.check()
   supervised = config.supervision == "label"
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))

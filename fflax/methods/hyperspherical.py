@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from fflax.core import losses, prototypes
 from fflax.core.normalize import NORMALIZATIONS, check_eps
+from fflax.core.numerics import Numerics
 from fflax.networks.layers import aux_conv_layer
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
 
@@ -97,7 +98,9 @@ def adaptive_average_pool(x: Array, grid: int) -> Array:
   )
 
 
-def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
+def hyperspherical(
+  config: HypersphericalConfig, num_classes: int, numerics: Numerics | None = None
+) -> Method:
   """Hyperspherical FF as a `Method`.
 
   Loss (our reconstruction): softmax cross-entropy of `scale (S_c - margin [c = y])`, with `S_c` the
@@ -105,7 +108,7 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
 
   Deviations: the paper's constants are not public; every default here is ours. In "ema" mode the
   prototypes are statistics and receive no gradient. Every layer whose output is a map `[H, W, C]`
-  gets an auxiliary conv head, which multiplies in float32 whatever the network's numerics.
+  gets an auxiliary conv head, which multiplies in `numerics`; similarities are float32 always.
 
   Raises:
     ValueError: see `HypersphericalConfig.check`.
@@ -113,7 +116,7 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
   config.check()
   pooling = config.pooling or config.scale
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
-  aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel)
+  aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel, numerics=numerics)
   trained = config.prototypes == "learned"
 
   def plain_view(image: Array) -> Array:
@@ -123,11 +126,11 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
     del key, class_scores
     return plain_view(batch.image)[None]
 
-  def features(params: PyTree, out: Array) -> Array:
+  def features(params: PyTree, out: Array, key: Key | None = None) -> Array:
     """`[B, D]` from a layer's output `[B, ...]`, through the auxiliary conv head if it is a map."""
     if out.ndim == 4:
       out = adaptive_average_pool(
-        aux.apply(params["aux"], {}, out, train=False)[0].out, config.aux_pool
+        aux.apply(params["aux"], {}, out, train=False, key=key)[0].out, config.aux_pool
       )
     return out.reshape(out.shape[0], -1)
 
@@ -141,9 +144,11 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
       return {**params, "prototypes": p}, {}
     return params, {"prototypes": p}
 
-  def scores(params: PyTree, stats: PyTree, out: LayerOut) -> tuple[Array, Array]:
+  def scores(
+    params: PyTree, stats: PyTree, out: LayerOut, key: Key | None = None
+  ) -> tuple[Array, Array]:
     """Features `[B, D]` and class scores `[B, K]` of view 0."""
-    z = features(params, out.out[0])
+    z = features(params, out.out[0], key)
     p = (params if trained else stats)["prototypes"]
     return z, jax.vmap(lambda v: prototypes.class_scores(v, p, pooling))(z)
 
@@ -154,8 +159,8 @@ def hyperspherical(config: HypersphericalConfig, num_classes: int) -> Method:
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
-    del context, key
-    z, s = scores(params, stats, out)
+    del context
+    z, s = scores(params, stats, out, key)
     if config.loss == "smooth":
       rows = jax.vmap(lambda v, y: losses.margin_cross_entropy(v, y, config.scale, config.margin))(
         s, label

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fflax.core.numerics import Numerics
 from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
@@ -10,10 +11,16 @@ from fflax.types import Method
 
 
 class MethodEntry(NamedTuple):
-  """A registered method: its configuration class and its factory."""
+  """A registered method: its configuration class and its factory.
+
+  Attributes:
+    config: a frozen dataclass.
+    factory: `(config, num_classes, numerics) -> Method`; numerics are for what the method itself
+      multiplies (heads), None is float32.
+  """
 
   config: type
-  factory: Callable[[Any, int], Method]
+  factory: Callable[[Any, int, Numerics | None], Method]
 
 
 METHODS: Mapping[str, MethodEntry] = {
@@ -23,8 +30,16 @@ METHODS: Mapping[str, MethodEntry] = {
 }
 
 
-def make_method(name: str, config: Any, num_classes: int) -> Method:
+def make_method(
+  name: str, config: Any, num_classes: int, numerics: Numerics | None = None
+) -> Method:
   """The registered method `name`.
+
+  Args:
+    name: in `METHODS`.
+    config: of that method's class.
+    num_classes: K.
+    numerics: how the method's own heads multiply; the network's, as a rule. None is float32.
 
   Raises:
     ValueError: unknown name, a configuration of another method, or fewer than two classes.
@@ -38,4 +53,4 @@ def make_method(name: str, config: Any, num_classes: int) -> Method:
     )
   if num_classes < 2:
     raise ValueError(f"a method needs at least two classes, not {num_classes}")
-  return entry.factory(config, num_classes)
+  return entry.factory(config, num_classes, numerics)

@@ -86,7 +86,9 @@ class Case(NamedTuple):
 
 
 def _case(method: str, what: str, config: Any, **options: Any) -> Case:
-  return Case(method, what, lambda k: make_method(method, config, k), **options)
+  return Case(
+    method, what, lambda k, numerics=None: make_method(method, config, k, numerics), **options
+  )
 
 
 _FF, _HFF, _BP = ForwardForwardConfig, HypersphericalConfig, BackpropConfig
@@ -206,9 +208,10 @@ class Bench:
     # The gradient's direction alone: one learning rate serves all methods, a zero gradient (without
     # momentum yet) moves nothing, and any other one moves visibly, however small it is.
     sgd = optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.02, momentum=0.9))
+    products = NUMERICS[numerics]()
     return make_trainer(
-      make_network(name, numerics=NUMERICS[numerics](), **options),
-      self.method,
+      make_network(name, numerics=products, **options),
+      self.method if numerics == "float32" else self.case.make(NUM_CLASSES, products),
       found,
       image_shape=IMAGE_SHAPE,
       optimizer=sgd,

@@ -1,0 +1,91 @@
+"""Heads multiply as the network does: what is called an int8 run has no float32 product left."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fflax.analysis.cost import count
+from fflax.analysis.plain import plain_numerics
+from fflax.core import readouts
+from fflax.core.numerics import GRADIENT_STATE
+from fflax.core.numerics_registry import NUMERICS
+from fflax.methods.registry import METHODS, make_method
+from fflax.networks.registry import make_network
+from fflax.training.optimizers import for_numerics
+from fflax.training.step import make_trainer
+from fflax.types import Batch
+from tests.training.tiny_layers import jit
+
+
+def make(method, numerics, **options):
+  config = METHODS[method].config(**options)
+  return make_trainer(
+    make_network("small_cnn", numerics=numerics, channels=(3, 4), pool_after=(1,)),
+    make_method(method, config, 3, numerics),
+    [readouts.score_sum()],
+    image_shape=(6, 6, 1),
+    optimizer=for_numerics(optax.adam(1e-3), numerics),
+  )
+
+
+def batch() -> Batch:
+  rng = np.random.default_rng(0)
+  image = jnp.asarray(rng.normal(size=(8, 6, 6, 1)), jnp.float32)
+  return Batch(image, jnp.arange(8, dtype=jnp.int32) % 3)
+
+
+@pytest.mark.parametrize(
+  ("method", "options", "allowed"),
+  [
+    ("backprop", {"heads": "all"}, 0),
+    # Cosines with 3 prototypes of 4 pooled channels on a 1x1 grid, forward and both gradients.
+    ("hyperspherical", {"aux_features": 4, "aux_pool": 1}, 2 * 3 * (8 * 3 * 4)),
+  ],
+)
+def test_products_of_an_int8_run_are_int8(method, options, allowed):
+  trainer = make(method, plain_numerics(NUMERICS["int8"]()), **options)
+  state = jax.eval_shape(trainer.init, jax.random.key(0), batch())
+  counts = count(lambda s, b: trainer.step(s, b)[0], state, batch())
+  exact = counts.total("macs", dtype="int8")
+  floats = counts.total("macs") - exact - _pooling(counts, method)
+  assert exact > 10 * allowed
+  assert floats <= allowed
+
+
+def _pooling(counts, method) -> float:
+  """Average pooling is written as two products with constants."""
+  del counts
+  if method == "backprop":
+    return 0
+  # `[B, H, W, C]` to `[B, 1, 1, C]`, rows first, and back, of both layers' maps.
+  maps = [(3, 3, 4), (3, 3, 4)]
+  return sum(8 * 2 * (h * w * c + w * c) for h, w, c in maps)
+
+
+def states_of(params) -> list:
+  flat = jax.tree_util.tree_leaves_with_path(params)
+  return [leaf for path, leaf in flat if getattr(path[-1], "key", None) == GRADIENT_STATE]
+
+
+@pytest.mark.parametrize("numerics", ["int8_ui8", "int8_dai8", "int8_gdai8_approximation"])
+@pytest.mark.parametrize("method", ["backprop", "hyperspherical"])
+def test_rivals_carry_a_state_for_every_product(method, numerics):
+  """A state that is not written back would be searched for once and then stand still."""
+  trainer = make(method, NUMERICS[numerics]())
+  state = trainer.init(jax.random.key(0), batch())
+  new, metrics = jit(trainer.step)(state, batch())
+  assert np.isfinite(metrics["loss"]).all()
+  before, after = (states_of([s.params for s in t.layers]) for t in (state, new))
+  assert len(before) == (3 if method == "backprop" else 4)  # two layers; one head, or two
+  for a, b in zip(before, after, strict=True):
+    assert not np.array_equal(a, b)
+    assert np.isfinite(b).all()
+  kernels = [
+    not np.array_equal(a, b)
+    for a, b in zip(
+      *(jax.tree.leaves([s.params for s in t.layers]) for t in (state, new)), strict=True
+    )
+  ]
+  assert all(kernels)
