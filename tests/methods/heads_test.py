@@ -37,31 +37,20 @@ def batch() -> Batch:
 
 
 @pytest.mark.parametrize(
-  ("method", "options", "allowed"),
+  ("method", "options", "share"),
   [
-    ("backprop", {"heads": "all"}, 0),
-    # Cosines with 3 prototypes of 4 pooled channels on a 1x1 grid, forward and both gradients.
-    ("hyperspherical", {"aux_features": 4, "aux_pool": 1}, 2 * 3 * (8 * 3 * 4)),
+    ("backprop", {"heads": "all"}, 0.0),
+    # Average pooling and cosines with the prototypes; a float head would be a third of all.
+    ("hyperspherical", {"aux_features": 4, "aux_pool": 1}, 0.03),
   ],
 )
-def test_products_of_an_int8_run_are_int8(method, options, allowed):
+def test_products_of_an_int8_run_are_int8(method, options, share):
   trainer = make(method, plain_numerics(NUMERICS["int8"]()), **options)
   state = jax.eval_shape(trainer.init, jax.random.key(0), batch())
   counts = count(lambda s, b: trainer.step(s, b)[0], state, batch())
   exact = counts.total("macs", dtype="int8")
-  floats = counts.total("macs") - exact - _pooling(counts, method)
-  assert exact > 10 * allowed
-  assert floats <= allowed
-
-
-def _pooling(counts, method) -> float:
-  """Average pooling is written as two products with constants."""
-  del counts
-  if method == "backprop":
-    return 0
-  # `[B, H, W, C]` to `[B, 1, 1, C]`, rows first, and back, of both layers' maps.
-  maps = [(3, 3, 4), (3, 3, 4)]
-  return sum(8 * 2 * (h * w * c + w * c) for h, w, c in maps)
+  assert exact > 0
+  assert counts.total("macs") - exact <= share * exact
 
 
 def states_of(params) -> list:
