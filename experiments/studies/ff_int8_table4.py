@@ -114,8 +114,8 @@ def main(argv: list[str]) -> int:
     left += values
   totals = [sum(PUBLISHED.get(label, {}).values()) for label in table]
   marks = [(n, y) for n, y in zip(totals, places, strict=True) if n]
-  axes.plot(*zip(*marks, strict=True), "D", mfc="none", color="gray", label="published")
-  axes.set(xscale="log", xlim=(10, 2000), xlabel="million MACs of a mini-batch of 10")
+  axes.plot(*zip(*marks, strict=True), "D", mfc="none", color="black", label="published")
+  axes.set(xlim=(0, None), xlabel="million MACs of a mini-batch of 10")
   axes.set_yticks(places, list(table))
   axes.legend(frameon=False, fontsize=8)
   figure.savefig(path.with_suffix(".png"), dpi=120)
