@@ -10,7 +10,7 @@ import optax
 
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
-from fflax.core.numerics import Numerics
+from fflax.core.numerics import GRADIENT_STATE, Numerics
 from fflax.core.numerics_registry import make_numerics
 from fflax.core.readouts import make_readout
 from fflax.data import sources, stream
@@ -253,9 +253,16 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
 
 
 def count_parameters(state: TrainState) -> int:
-  """Trained numbers in all layers, extras and readouts."""
+  """Trained numbers in all layers, extras and readouts; neither scales nor gradient states."""
   trees = [[s.params for s in state.layers], [s.params for s in state.readouts]]
-  return sum(leaf.size for leaf in jax.tree.leaves(trees))
+
+  def trained(path: tuple) -> bool:
+    last = path[-1]
+    of_a_store = isinstance(last, jax.tree_util.GetAttrKey) and last.name == "scale"
+    return not of_a_store and getattr(last, "key", None) != GRADIENT_STATE
+
+  leaves = jax.tree_util.tree_leaves_with_path(trees)
+  return sum(leaf.size for path, leaf in leaves if trained(path))
 
 
 def passes_per_prediction(experiment: Experiment) -> Mapping[str, int]:

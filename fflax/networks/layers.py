@@ -172,7 +172,8 @@ class LocalLayer(nn.Module):
     activation: elementwise.
     use_bias: whether a bias is added.
     initializer: of kernel and bias; fan_in is the size of one field.
-    numerics: how it multiplies; its product is mapped over the grid.
+    numerics: how it multiplies; its product is mapped over the grid (rounding noise, if any, is
+      the same at all points).
   """
 
   features: int

@@ -4,7 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.assembly import build, check, make_plan, prove_locality, trainer_parts
+from experiments.assembly import (
+  build,
+  check,
+  count_parameters,
+  make_plan,
+  prove_locality,
+  trainer_parts,
+)
 from experiments.config import ExperimentConfig, from_mapping
 from fflax.data import sources
 from fflax.data.dataset import Dataset, Split
@@ -140,9 +147,12 @@ def test_weights_at_rest_are_int8_under_any_driver():
   """One flag: what is kept, checkpointed and moved between devices is a quarter of the size."""
   values = {"networks": {"mlp": {"sizes": (4, 4)}}, "weight_store": "int8"}
   for more in ({}, {"method": "backprop"}, {"lookahead": {"mode": "exact"}}):
-    experiment = build(from_mapping({**values, **more, "data": {"batch_size": 10}}), tiny(4, 4, 1))
+    more = {**more, "data": {"batch_size": 10}}
+    experiment = build(from_mapping({**values, **more}), tiny(4, 4, 1))
     state = experiment.init()
     new, metrics = experiment.trainer.step(state, experiment.example(4))
+    floats = build(from_mapping({**values, **more, "weight_store": "float32"}), tiny(4, 4, 1))
+    assert count_parameters(state) == count_parameters(floats.init())
     for s in (state, new):
       kernels = [layer.params["layer"]["dense"]["kernel"] for layer in s.layers]
       assert {k.values.dtype for k in kernels} == {jnp.dtype("int8")}
