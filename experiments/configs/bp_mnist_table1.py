@@ -1,7 +1,7 @@
 """Backprop on MNIST as in FF-INT8, Table I: 784-500-10 and its siblings, SGD.
 
 Command: python -m experiments.train --config=experiments/configs/bp_mnist_table1.py \\
-  --config.data.data_dir=DIR [--config.numerics=int8 --config.int8.grad_rounding=nearest]
+  --config.data.data_dir=DIR [--config.numerics=int8_nearest]
 All of the table: python -m experiments.studies.grid --grid=ffint8_table1 --data_dir=DIR
 Published: see experiments/results/ffint8_table1*.md, with ours.
 """

@@ -1,8 +1,9 @@
 """Multiply-accumulates of training and prediction in closed form, one rule a kind of method.
 
 n_l are the MACs of layer l's forward pass for one view, r those of trained heads and f those of
-fixed projections on the way to the losses. Traced steps must agree with these formulas: backward
-products beyond them are input gradients that should not exist.
+fixed projections on the way to the losses. Traced steps of networks with one product a layer must
+agree with these formulas: backward products beyond them are input gradients that should not exist.
+Layers of several products (residual blocks) have input gradients inside, which are not in them.
 """
 
 from collections.abc import Mapping, Sequence

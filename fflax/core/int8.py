@@ -14,7 +14,8 @@ Precision", DAC 2025, arXiv 2506.22771.
 
 Deviations: the paper rounds its input stochastically and is silent on weights and gradients; by
 default weights are rounded to nearest and gradients stochastically. A bias, and whatever else the
-layer does, stays in float32.
+layer does, stays in float32. The paper runs positive and negative data one after the other; views
+that go through a layer as one batch share one scale of activations and one of gradients.
 """
 
 import dataclasses

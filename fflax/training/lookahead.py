@@ -12,6 +12,9 @@ gradients is needed; both cannot hold, so there are two readings:
   `a_l + lambda * sum_{k > l} a_k`. It changes the length of an example's gradient, never its
   direction, and stays zero where the goodness is.
 
+Taken literally, without a chain the later losses are constants of a layer's weights: mode "none",
+the strict rule.
+
 Lambda follows the epoch (from 0) or, layer by layer, the run itself; see `COEFFICIENTS`.
 """
 

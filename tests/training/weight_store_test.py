@@ -1,4 +1,4 @@
-"""Weights at rest in int8: unbiased moves, scales that follow, a trainer that only sees floats."""
+"""Weights at rest in int8: unbiased moves, scales that follow, a step that computes with floats."""
 
 import dataclasses
 
