@@ -7,7 +7,8 @@ wrapped. Backends are bit-equal:
 - "emulate": float32 products of chunks short enough to be exact, added in int32. Runs anywhere.
 - "bfloat16": the same with bfloat16 operands, which hold every int8, and float32 accumulation. For
   CPUs whose bfloat16 units are faster than their integer units.
-- None: "int8".
+- None: "bfloat16" on a CPU with bfloat16 units but no AMX tiles for int8, whose int8 products XLA
+  does not run fast (`experiments/benchmarks/README.md`); else "int8".
 """
 
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.numerics import _row_major as row_major
+from fflax.core.numerics import cpu_flags, has_bfloat16_units
 from fflax.types import Array
 
 Backend = Literal["int8", "emulate", "bfloat16"]
@@ -77,6 +79,11 @@ def int8_dot_weight_gradient(a: Array, g: Array, *, backend: Backend | None = No
   return total
 
 
+def _default_backend() -> Backend:
+  on_cpu = jax.default_backend() == "cpu"
+  return "bfloat16" if on_cpu and has_bfloat16_units() and "amx_int8" not in cpu_flags() else "int8"
+
+
 def _product(a: Array, b: Array, b_axis: int, backend: Backend | None) -> Array:
   """Contracts the last axis of `a` with axis `b_axis` of `b`; the leading axes are mapped."""
   if backend not in (None, *BACKENDS):
@@ -86,7 +93,7 @@ def _product(a: Array, b: Array, b_axis: int, backend: Backend | None) -> Array:
   axis = b.ndim + b_axis
   batch = tuple(range(a.ndim - 2))
   numbers = (((a.ndim - 1,), (axis,)), (batch, batch))
-  if backend in (None, "int8"):
+  if (backend or _default_backend()) == "int8":
     return lax.dot_general(a, b, numbers, preferred_element_type=jnp.int32)
   full, rest = divmod(length, _EXACT_IN_FLOAT32)
 

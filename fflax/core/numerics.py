@@ -103,6 +103,15 @@ FLOAT_NUMERICS: Mapping[str, Callable[[], Numerics]] = MappingProxyType(
 
 
 @functools.cache
+def cpu_flags() -> frozenset[str]:
+  """What this machine's processor lists as its abilities; empty where nothing says so."""
+  try:
+    return frozenset(pathlib.Path("/proc/cpuinfo").read_text().split())
+  except OSError:
+    return frozenset()
+
+
+@functools.cache
 def has_bfloat16_units() -> bool:
   """Whether bfloat16 products are known to be faster than float32 ones on the default backend.
 
@@ -110,11 +119,7 @@ def has_bfloat16_units() -> bool:
   """
   if jax.default_backend() != "cpu":
     return True
-  try:
-    flags = pathlib.Path("/proc/cpuinfo").read_text()
-  except OSError:
-    return False
-  return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
+  return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpu_flags())
 
 
 @dataclasses.dataclass(frozen=True)

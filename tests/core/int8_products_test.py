@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fflax.core import int8_conv
+from fflax.core import int8_conv, int8_products
 from fflax.core.int8_conv import Int8Conv
 from fflax.core.int8_products import (
   MAX_CONTRACTION,
@@ -250,3 +250,20 @@ def test_lowers_elsewhere_without_a_convolution_on_cuda(platform, monkeypatch):
   text = jax.jit(all_three).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
   assert ("stablehlo.convolution" in text) == (platform == "tpu")
   assert "stablehlo.dot_general" in text
+
+
+@pytest.mark.parametrize(
+  ("platform", "flags", "expected"),
+  [
+    ("cpu", {"avx512_vnni"}, "int8"),
+    ("cpu", {"avx512_vnni", "avx512_bf16"}, "bfloat16"),
+    ("cpu", {"amx_bf16", "amx_int8"}, "int8"),
+    ("gpu", {"avx512_bf16"}, "int8"),
+  ],
+)
+def test_the_default_backend_is_the_fast_one(monkeypatch, platform, flags, expected):
+  """Bit-equal whichever it is; on a Zen 4 CPU the other is a quarter slower."""
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  monkeypatch.setattr(int8_products, "cpu_flags", lambda: frozenset(flags))
+  monkeypatch.setattr(int8_products, "has_bfloat16_units", lambda: any("bf16" in f for f in flags))
+  assert int8_products._default_backend() == expected

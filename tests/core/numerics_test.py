@@ -270,6 +270,7 @@ def test_has_bfloat16_units(monkeypatch, backend, flags, expected):
 
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(pathlib.Path, "read_text", read_text)
+  monkeypatch.setattr(numerics, "cpu_flags", numerics.cpu_flags.__wrapped__)
   assert numerics.has_bfloat16_units.__wrapped__() is expected
 
 
