@@ -57,13 +57,13 @@ format: venv ## put the code into ruff's format
 mutation: venv ## plant one-line faults; the tests must catch each
 	@$(BIN)/python tests/mutation.py $(ARGS)
 
-bench: venv ## speed and memory against named rivals (installs PyTorch)
+bench: venv ## speed and memory against named rivals (installs PyTorch and qwix)
 	@$(PIP) install -r requirements-bench.txt
-	@for name in step_agreement training_speed memory; do \
+	@for name in step_agreement training_speed memory int8_speed int8_memory; do \
 	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
 
 pins: ## write requirements.txt from what is installed (after `make venv REQUIREMENTS=`)
-	@{ sed -n '/^#/p' requirements.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -iv '^torch=' \
+	@{ sed -n '/^#/p' requirements.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -Eiv '^(torch|qwix)=' \
 	  | sed 's/^uvloop==.*/&; sys_platform != "win32"/'; } > requirements.new && mv requirements.new requirements.txt
 
 clean: ## remove the environment, caches and build files; runs/ stays

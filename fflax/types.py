@@ -144,6 +144,7 @@ class Method(NamedTuple):
       one view per candidate label, or the plain view alone; None if layers give no class scores.
     init_layer, hand_on, local_loss, class_scores: see the protocols of this module.
     goodness: optional; logged, plotted, and what collaborating layers tell each other.
+    positive_is_high: whether training raises the goodness of positive views (or lowers it).
     negatives_from: which answer of the present network `views` needs as `class_scores`:
       "plain" (the trained readout on the plain view), "scores" (the summed layer scores) or None.
   """
@@ -161,6 +162,7 @@ class Method(NamedTuple):
   class_scores: ClassScoresFn
   goodness: GoodnessFn | None = None
   negatives_from: Literal["plain", "scores"] | None = None
+  positive_is_high: bool = True
 
 
 class Readout(NamedTuple):

@@ -4,8 +4,9 @@
 
 One process, turn by turn, one training step each on the same images:
 
-- `mlp`: 4 x 2000 on 2000 inputs, batch 512. Strict single-view training (hyperspherical) in int8,
-  bfloat16 and float32; backprop in float32, bfloat16, direct int8 and int8 with the rivals'
+- `mlp`: 4 x 2000 on 2000 inputs, batch 512. Strict single-view training (a softmax head at every
+  layer, the heads of BP-DeepSup, with the gradient stopped between layers) in int8, bfloat16 and
+  float32; backprop in float32, bfloat16, direct int8 and int8 with the rivals'
   gradient quantisers; the same perceptron trained in int8 by qwix.
 - `vgg8`: 3x3 convolutions, 32x32x3, batch 64. The same without qwix.
 
@@ -25,13 +26,15 @@ from absl import flags
 
 from experiments import cli, results
 from experiments.console import console
+from fflax.core.numerics import Numerics
 from fflax.core.numerics_registry import make_numerics
 from fflax.core.readouts import ReadoutConfig, make_readout
-from fflax.methods.registry import METHODS, make_method
+from fflax.methods.backprop import BackpropConfig
+from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training.optimizers import for_numerics
 from fflax.training.step import make_trainer
-from fflax.types import Batch
+from fflax.types import Batch, Method
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "rounds of every rival", lower_bound=3)
 _ONLY = flags.DEFINE_enum("only", "", ["", "mlp", "vgg8"], "one network alone")
@@ -50,16 +53,24 @@ def shapes(network: str) -> tuple[tuple[int, ...], int, dict]:
 def rivals() -> dict[str, tuple[str, str]]:
   """Label -> (method, numerics)."""
   return {
-    "strict int8": ("hyperspherical", "int8"),
-    "strict int8, nearest": ("hyperspherical", "int8_nearest"),
-    "strict bfloat16": ("hyperspherical", "bfloat16"),
-    "strict float32": ("hyperspherical", "float32"),
+    "strict int8": ("local", "int8"),
+    "strict int8, nearest": ("local", "int8_nearest"),
+    "strict bfloat16": ("local", "bfloat16"),
+    "strict float32": ("local", "float32"),
     BASE: ("backprop", "float32"),
     "backprop bfloat16": ("backprop", "bfloat16"),
     "backprop int8": ("backprop", "int8"),
     DAI8: ("backprop", "int8_dai8"),
     "backprop int8_ui8": ("backprop", "int8_ui8"),
   }
+
+
+def make_rule(name: str, numerics: Numerics) -> Method:
+  """Backprop with one head, or (local) a head at every layer and no gradient between layers."""
+  if name == "backprop":
+    return make_method("backprop", BackpropConfig(), 10, numerics)
+  method = make_method("backprop", BackpropConfig(heads="all"), 10, numerics)
+  return method._replace(name="local cross-entropy", locality="strict")
 
 
 def example(network: str) -> Batch:
@@ -75,7 +86,7 @@ def library_step(network: str, method: str, numerics: str) -> tuple[Callable, ob
   found = make_numerics(numerics)
   trainer = make_trainer(
     make_network(network, numerics=found, **options),
-    make_method(method, METHODS[method].config(), 10, found),
+    make_rule(method, found),
     [make_readout("score_sum", ReadoutConfig(), 10)],
     image_shape=shape,
     optimizer=for_numerics(optax.sgd(1e-2), found),
@@ -128,7 +139,7 @@ def compare(network: str) -> list[dict]:
       "preset": label,
       "network": network,
       "numerics": rivals()[label][1] if label in rivals() else "int8",
-      "locality": "strict" if method == "hyperspherical" else "global",
+      "locality": "strict" if method == "local" else "global",
       "dataset": f"random images, batch {shapes(network)[1]}",
       "command": _COMMAND,
     }

@@ -11,9 +11,9 @@ runs, and the study's name says so. Grids: experiments/studies/grids.py.
 import dataclasses
 import hashlib
 import pathlib
+import re
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -35,15 +35,15 @@ _ONLY = flags.DEFINE_string("only", "", "only the points whose label holds this 
 
 
 def run_point(
-  chosen: config.ExperimentConfig, seeds: Sequence[int], folder: pathlib.Path, dataset: Any
+  chosen: config.ExperimentConfig, seeds: Sequence[int], folder: pathlib.Path
 ) -> tuple[Experiment, list[dict[str, float]], list[int], np.ndarray]:
   """Trains a point with every seed: test accuracies, seeds that diverged, measured locality."""
   tests, diverged = [], []
-  experiment = build(dataclasses.replace(chosen, seed=seeds[0]), dataset)
+  experiment = build(dataclasses.replace(chosen, seed=seeds[0]))
   matrix = prove_locality(experiment)
   for seed in seeds:
     own = dataclasses.replace(chosen, seed=seed)
-    experiment = build(own, dataset)
+    experiment = build(own)  # a seed has its own validation split
     name = hashlib.sha256(config.fingerprint(own).encode()).hexdigest()[:12]
     workdir.claim(folder / name, own)
     try:
@@ -69,18 +69,17 @@ def main(argv: list[str]) -> int:
     chosen = {label: c for label, c in chosen.items() if _ONLY.value in label}
     if not chosen:
       raise ValueError(f"no point of grid {_GRID.value!r} holds {_ONLY.value!r}")
-    # All points share one copy of the data.
-    dataset = build(next(iter(chosen.values()))).dataset
   study = _GRID.value + (f"_short_{_EPOCHS.value}_epochs" if _EPOCHS.value else "")
   arguments = [f"--grid={_GRID.value}", f"--seeds={','.join(map(str, seeds))}"]
   arguments += [f"--epochs={_EPOCHS.value}"] if _EPOCHS.value else []
   arguments += ["--data_dir=DIR"] if _DATA_DIR.value else []
+  arguments += [f"--only={_ONLY.value}"] if _ONLY.value else []
+  folder = pathlib.Path(_RUNS.value) / study
+  study += "_only_" + "_".join(re.findall(r"\w+", _ONLY.value)) if _ONLY.value else ""
   rows = []
   for label, point in chosen.items():
     with cli.checking():
-      experiment, tests, diverged, matrix = run_point(
-        point, seeds, pathlib.Path(_RUNS.value) / study, dataset
-      )
+      experiment, tests, diverged, matrix = run_point(point, seeds, folder)
     readout = point.readouts[0]
     errors = [100 * (1 - t[f"accuracy/{readout}"]) for t in tests]
     columns = {

@@ -66,7 +66,7 @@ INT8_PRESETS: Mapping[str, Int8Config] = MappingProxyType(
     "int8": Int8Config(),
     "int8_nearest": Int8Config(act_rounding="nearest", grad_rounding="nearest"),
     "int8_ui8": Int8Config(act_rounding="nearest", gradient="ui8"),
-    "int8_dai8": Int8Config(act_rounding="nearest", gradient="dai8"),
+    "int8_dai8": Int8Config(act_rounding="nearest", grad_rounding="nearest", gradient="dai8"),
     "int8_gdai8_approximation": Int8Config(gradient="gdai8_approximation"),
   }
 )

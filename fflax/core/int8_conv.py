@@ -28,7 +28,7 @@ from fflax.core.int8_products import (
   check_contraction,
   int8_dot,
 )
-from fflax.core.numerics import _row_major as row_major
+from fflax.core.numerics import row_major
 from fflax.types import Array
 
 _PATCH_BYTES = {"cpu": 1 << 24}  # of one chunk of the weight gradient

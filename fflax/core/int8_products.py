@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fflax.core.numerics import _row_major as row_major
-from fflax.core.numerics import cpu_flags, has_bfloat16_units
+from fflax.core.numerics import cpu_flags, has_bfloat16_units, row_major
 from fflax.types import Array
 
 Backend = Literal["int8", "emulate", "bfloat16"]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.depthwise import depthwise_conv
-from fflax.types import Array
+from fflax.types import Array, PyTree
 
 # Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
 try:
@@ -38,6 +38,14 @@ GRADIENT_STATE = "gradient_state"
 
 _Pads = tuple[tuple[int, int], ...]
 _Form = Literal["exact", "rounded", "native"]  # of a convolution's operands
+
+
+def without_gradient_state(tree: PyTree) -> PyTree:
+  """A tree of gradients with zeros in the place of gradient states, which are none."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.zeros_like(x) if getattr(path[-1], "key", "") == GRADIENT_STATE else x,
+    tree,
+  )
 
 
 class Numerics(NamedTuple):
@@ -169,7 +177,7 @@ def _operand(x: Array, native: bool) -> Array:
   return x.astype(jnp.bfloat16) if native else _round(x)
 
 
-def _row_major(x: Array) -> Array:
+def row_major(x: Array) -> Array:
   """Forces a row-major copy of a transposed view, on the CPU only.
 
   There a product of a transposed bfloat16 view leaves the fast path, and one whose *result* is
@@ -183,7 +191,7 @@ def _row_major(x: Array) -> Array:
 def _contract(x: Array, y: Array, native: bool, y_axis: int = 0) -> Array:
   """`[M, K]` with `[K, N]` (or `[N, K]` if `y_axis` is 1): `[M, N]` float32."""
   out = lax.dot_general(x, y, (((1,), (y_axis,)), ((), ())), preferred_element_type=jnp.float32)
-  return _row_major(out) if native else out
+  return row_major(out) if native else out
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -201,7 +209,7 @@ def _dot_backward(
 ) -> tuple[Array, Array]:
   x, w = residuals
   g = _operand(cotangent, native)
-  x_t = _row_major(x.T) if native else x.T
+  x_t = row_major(x.T) if native else x.T
   return _contract(g, w, native, y_axis=1), _contract(x_t, g, native)
 
 

@@ -255,5 +255,6 @@ def forward_forward(
     local_loss=local_loss,
     class_scores=class_scores,
     goodness=goodness,
+    positive_is_high=config.maximize,
     negatives_from=hard.get(config.negatives) if supervised else None,
   )

@@ -50,7 +50,7 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     variables = {"params": params}
     if stats:
       variables["batch_stats"] = stats
-    rngs = None if key is None else {"dropout": key, ROUNDING: key}
+    rngs = None if key is None else {"dropout": key, ROUNDING: jax.random.fold_in(key, 1)}
     mutable = ["batch_stats"] if train and stats else []
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)

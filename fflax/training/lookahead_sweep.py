@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.numerics import without_gradient_state
 from fflax.random import Role, layer_key
 from fflax.training.layer_step import Run, hand_on_views, layer_loss, load_params, update_layer
 from fflax.training.sweeps import per_layer
@@ -60,7 +61,8 @@ def lookahead_sweep(
 
   coupling = look.remember(state.coupling, used)
   if look.observe is not None:
-    coupling = look.observe(coupling, [rung.goodness for rung in rungs])
+    sign = 1.0 if run.method.positive_is_high else -1.0
+    coupling = look.observe(coupling, [sign * rung.goodness for rung in rungs])
   new = [
     update_layer(run, s, rung.params, g, rung.stats, key, i)
     for i, (s, g, rung) in enumerate(zip(state.layers, grads, rungs, strict=True))
@@ -126,8 +128,8 @@ def _exact(run: Run, rungs: list[_Rung], lambdas: Array) -> tuple[list[PyTree], 
       grads.append(rung.pull((one, quiet, lambdas[i] * above))[0])
     else:
       local, _ = rung.pull((one, quiet, silent))
-      later, _ = rung.pull((0 * one, quiet, above))
-      used.append(look.from_gradients(lambdas[i], local, later))
+      later = without_gradient_state(rung.pull((0 * one, quiet, above))[0])
+      used.append(look.from_gradients(lambdas[i], without_gradient_state(local), later))
       grads.append(jax.tree.map(lambda a, b: a + used[-1] * b, local, later))
     above = rung.pull((one, quiet, above))[1]
   return grads[::-1], jnp.stack(used[::-1])

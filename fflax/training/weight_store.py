@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fflax.core.quantize import rounding_noise
+from fflax.core.quantize import quantize, rounding_noise
 from fflax.types import Array, Key, PyTree
 
 BOUND = 127
@@ -59,7 +59,7 @@ def pack(weight: Array) -> Int8Weight:
   axes = tuple(range(weight.ndim - 1))
   largest = jnp.max(jnp.abs(weight), axis=axes, keepdims=True)
   scale = 2 * jnp.maximum(largest, 1e-30) / BOUND
-  return Int8Weight(_to_int8(jnp.round(weight / scale)), scale)
+  return Int8Weight(*quantize(weight, scale=scale))
 
 
 def unpack(stored: Int8Weight) -> Array:
@@ -79,11 +79,10 @@ def move(stored: Int8Weight, change: Array, key: Key) -> Int8Weight:
   low = (largest > 0) & (largest < (BOUND + 1) // 4)
   factor = jnp.where(full, 0.5, jnp.where(low, 2.0, 1.0))
   noise = rounding_noise(key, target.shape)
-  return Int8Weight(_to_int8(jnp.floor(target * factor + noise)), stored.scale / factor)
-
-
-def _to_int8(values: Array) -> Array:
-  return jnp.clip(values, -BOUND, BOUND).astype(jnp.int8)
+  moved = quantize(target * factor, rounding="stochastic", noise=noise, scale=jnp.ones(()))
+  # int8 has no NaN: without this, a change that is none would leave weights that seem sound.
+  scale = jnp.where(jnp.isfinite(largest), stored.scale / factor, jnp.nan)
+  return Int8Weight(moved.values, scale)
 
 
 def _is_stored(leaf: PyTree) -> bool:

@@ -9,7 +9,8 @@ from jax import lax
 
 from fflax.core import readouts
 from fflax.core.locality import locality_matrix
-from fflax.core.numerics import float32
+from fflax.core.numerics import GRADIENT_STATE, float32
+from fflax.core.numerics_registry import NUMERICS
 from fflax.methods.backprop import BackpropConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
@@ -18,6 +19,7 @@ from fflax.networks.registry import make_network
 from fflax.random import Role, layer_key, role_key, step_key
 from fflax.training import lookahead
 from fflax.training.lookahead import LookaheadConfig, make_lookahead
+from fflax.training.optimizers import for_numerics
 from fflax.training.schedules import greedy, interleaved
 from fflax.training.step import make_trainer
 from fflax.types import Batch
@@ -31,9 +33,9 @@ CONFIGS = {
 SIZES = (9, 8, 8, 7)
 
 
-def make(name="forward_forward", look=None, method=None, **options):
+def make(name="forward_forward", look=None, method=None, numerics="float32", **options):
   return make_trainer(
-    make_network("mlp", numerics=float32(), sizes=SIZES, kernel_init="fan_in_normal"),
+    make_network("mlp", numerics=NUMERICS[numerics](), sizes=SIZES, kernel_init="fan_in_normal"),
     method or make_method(name, CONFIGS[name], 3),
     [readouts.score_sum()],
     **{"optimizer": optax.sgd(1.0), "image_shape": (4, 4, 1), "lookahead": look} | options,
@@ -106,12 +108,14 @@ def test_exact_is_the_convex_combination(name, lam):
   assert moved[-1] < 1e-6
 
 
+@pytest.mark.parametrize("numerics", ["float32", "int8"])
 @pytest.mark.parametrize("mode", ["exact", "scalar"])
-def test_at_zero_it_is_the_strict_rule_bit_for_bit(mode):
+def test_at_zero_it_is_the_strict_rule_bit_for_bit(mode, numerics):
   """A schedule that begins at zero; lambda is traced, so no branch of Python can help."""
   config = LookaheadConfig(mode, slope=0.1)
-  looking = make(look=make_lookahead(config, epochs=10, steps_per_epoch=5))
-  for a, b in zip(*(jax.tree.leaves(gradients(t)[0]) for t in (looking, make())), strict=True):
+  looking = make(look=make_lookahead(config, epochs=10, steps_per_epoch=5), numerics=numerics)
+  strict = make(numerics=numerics)
+  for a, b in zip(*(jax.tree.leaves(gradients(t)[0]) for t in (looking, strict)), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -211,6 +215,36 @@ def test_readiness_counts_the_layers_above():
   goodness = [jnp.array([[2.0, 1.0, 1.0, 3.0], [1.0, 2.0, 1.0, 1.0]])] * 4
   after = look.observe(state, goodness)["ordered"]
   np.testing.assert_allclose(after, 0.99 * np.asarray(state["ordered"]) + 0.01 * 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["adaptive_norm", "adaptive_cos", "constant"])
+def test_gradient_states_of_products_are_neither_added_nor_compared(schedule):
+  """The state of the strict rule's own product; twice a clip value would be another quantiser."""
+  config, numerics = LookaheadConfig("exact", schedule, start=0.5), "int8_dai8"
+  optimizer = for_numerics(optax.sgd(0.1), NUMERICS[numerics]())
+  states = []
+  for look in (None, make_lookahead(config, 10, 10)):
+    trainer = make(look=look, numerics=numerics, optimizer=optimizer)
+    new, _ = jit(trainer.step)(trainer.init(jax.random.key(0), batch()), batch())
+    last = trainer.layer_states(new)[-1].params["layer"]
+    flat = jax.tree_util.tree_leaves_with_path(last)
+    states += [x for path, x in flat if path[-1].key == GRADIENT_STATE]
+  assert len(states) == 2
+  np.testing.assert_array_equal(*states)
+
+
+def test_readiness_knows_methods_that_lower_the_goodness_of_positives():
+  """Counted the other way round, its lambda would stay zero for ever."""
+  look = make_lookahead(LookaheadConfig("exact", "adaptive_ready"), 10, 10)
+  ordered = []
+  for maximize in (True, False):
+    config = ForwardForwardConfig(theta=0.5, maximize=maximize)
+    trainer = make(method=make_method("forward_forward", config, 3), look=look)
+    new, metrics = jit(trainer.step)(trainer.init(jax.random.key(0), batch()), batch())
+    ordered.append(new.coupling["ordered"])
+    expected = 0.99 * 0.5 + 0.01 * metrics["pair_accuracy"]
+    np.testing.assert_allclose(ordered[-1], expected, rtol=1e-6)
+  assert not np.array_equal(*ordered)
 
 
 def test_lambda_from_gradients():

@@ -157,3 +157,23 @@ def test_stacked_and_unrolled_layers_keep_the_same_weights(method):
   for a, b in zip(*(jax.tree.leaves([s.params for s in states]) for states in moved), strict=True):
     np.testing.assert_allclose(a, b, atol=0.02)
     assert np.mean(np.abs(a - b) > 1e-6) < 0.02  # a rounding may fall on the other side
+
+
+def test_integers_have_no_fraction_to_round():
+  """`floor(q + noise)` would move some of them: that sum is rounded itself."""
+  values = np.tile(np.arange(-126, 127), (2000, 1))
+  values[0] = 100  # no scale moves
+  start = stored(values, np.full(253, 0.37))
+  found = weight_store.move(start, jnp.zeros(values.shape), KEY)
+  np.testing.assert_array_equal(found.values, start.values)
+
+
+def test_a_change_that_is_no_number_is_loud():
+  """int8 has no NaN: the weights would be finite, and the run go on with nonsense."""
+  for bad in (np.nan, np.inf):
+    start = stored(np.full((4, 2), 50), [1.0, 1.0])
+    found = weight_store.move(start, jnp.zeros((4, 2)).at[1, 1].set(bad), KEY)
+    loaded = weight_store.unpack(found)
+    assert np.isnan(loaded[:, 1]).all()
+    np.testing.assert_array_equal(loaded[:, 0], 50)
+  assert np.isnan(weight_store.unpack(weight_store.pack(jnp.array([[np.nan], [1.0]])))).all()
