@@ -170,6 +170,62 @@ FAULTS = (
     'if row["step"] < step]',
     ("tests/training/metrics_test.py",),
   ),
+  Fault(
+    "int8 results without the input's scale",
+    "fflax/core/int8.py",
+    "* (x8.scale * w8.scale)",
+    "* w8.scale",
+    ("tests/core/int8_test.py", "-k", "dense_equals_numpy"),
+  ),
+  Fault(
+    "stochastic rounding that only rounds down",
+    "fflax/core/quantize.py",
+    "v = low + (noise < v - low).astype(v.dtype)",
+    "v = low",
+    ("tests/core/quantize_test.py", "-k", "rounds_up"),
+  ),
+  Fault(
+    "rounding noise that neighbours in seed share, shifted",
+    "fflax/core/quantize.py",
+    "* jnp.uint32(0x7FEB352D) ^ key_or_seed[1]",
+    "* jnp.uint32(0x7FEB352D)",
+    ("tests/core/quantize_test.py", "-k", "shifted"),
+  ),
+  Fault(
+    "look-ahead hands lambda times the gradient on",
+    "fflax/training/lookahead_sweep.py",
+    "    above = rung.pull((one, quiet, above))[1]",
+    "    above = rung.pull((one, quiet, used[-1] * above))[1]",
+    ("tests/training/lookahead_test.py", "-k", "convex_combination"),
+  ),
+  Fault(
+    "scalar look-ahead counts a layer's own slope twice",
+    "fflax/training/lookahead_sweep.py",
+    "lambdas[i] * later, rung.silent[1]",
+    "lambdas[i] * (later + rung.slope), rung.silent[1]",
+    ("tests/training/lookahead_test.py", "-k", "later_slopes"),
+  ),
+  Fault(
+    "stored weights move to the nearest value",
+    "fflax/training/weight_store.py",
+    'rounding="stochastic", noise=noise, scale',
+    "scale",
+    ("tests/training/weight_store_test.py", "-k", "unbiased"),
+  ),
+  Fault(
+    "gradient states go through the optimiser",
+    "fflax/training/optimizers.py",
+    "new[name] = update - params[name]",
+    "new[name] = update",
+    ("tests/training/optimizers_test.py", "-k", "gradient_states"),
+  ),
+  Fault(
+    "products count the rows of the right operand twice",
+    "fflax/analysis/products.py",
+    "macs = math.prod(out) * math.prod(left[axis] for axis in contracted)",
+    "macs = math.prod(out) * math.prod(left[axis] for axis in contracted) ** 2",
+    ("tests/analysis/cost_test.py", "-k", "matrix_product"),
+  ),
 )
 
 
