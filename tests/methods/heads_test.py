@@ -78,3 +78,16 @@ def test_rivals_carry_a_state_for_every_product(method, numerics):
     )
   ]
   assert all(kernels)
+
+
+def test_sums_too_long_for_int32_are_refused_before_any_work():
+  """They would wrap, silently."""
+  numerics = NUMERICS["int8"]()
+  with pytest.raises(ValueError, match="over 140000 elements could overflow int32"):
+    make_trainer(
+      make_network("mlp", numerics=numerics, sizes=(4,)),
+      make_method("backprop", METHODS["backprop"].config(), 3, numerics),
+      [readouts.score_sum()],
+      image_shape=(140_000,),
+      optimizer=optax.sgd(0.1),
+    )
