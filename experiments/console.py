@@ -117,3 +117,16 @@ def closing(experiment: Experiment, accuracies: Mapping[str, Mapping[str, float]
     if any(v is not None for v in values):
       table.add_row(title, *("-" if v is None else f"{100 * v:.2f}" for v in values))
   console.print(table)
+
+
+_PREFIXES = tuple(zip((1e12, 1e9, 1e6, 1e3, 1, 1e-3, 1e-6, 1e-9), "TGMk mun", strict=True))
+
+
+def si(value: float, unit: str = "") -> str:
+  """Three digits and a prefix: "46.0 M", "0.83 uJ"."""
+  if not value:
+    return f"0 {unit}".strip()
+  scale, prefix = next((s for s in _PREFIXES if abs(value) >= 0.9995 * s[0]), (1e-12, "p"))
+  digits = value / scale
+  places = 2 if digits < 9.995 else 1 if digits < 99.95 else 0
+  return f"{digits:.{places}f} {prefix.strip()}{unit}".strip()

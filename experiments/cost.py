@@ -17,7 +17,7 @@ from rich.table import Table
 
 from experiments import cli, config, workdir
 from experiments.card import card, find_task, notes, ratio
-from experiments.console import console
+from experiments.console import console, si
 from fflax.analysis.energy import TABLES
 
 _DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
@@ -41,19 +41,6 @@ class _Row(NamedTuple):
   title: str
   unit: str
   values: list[float]
-
-
-_PREFIXES = tuple(zip((1e12, 1e9, 1e6, 1e3, 1, 1e-3, 1e-6, 1e-9), "TGMk mun", strict=True))
-
-
-def si(value: float, unit: str = "") -> str:
-  """Three digits and a prefix: "46.0 M", "0.83 uJ"."""
-  if not value:
-    return f"0 {unit}".strip()
-  scale, prefix = next((s for s in _PREFIXES if abs(value) >= 0.9995 * s[0]), (1e-12, "p"))
-  digits = value / scale
-  places = 2 if digits < 9.995 else 1 if digits < 99.95 else 0
-  return f"{digits:.{places}f} {prefix.strip()}{unit}".strip()
 
 
 def _section_rows(sections: Sequence[Mapping[str, Any]]) -> list[_Row]:

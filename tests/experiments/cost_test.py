@@ -11,7 +11,7 @@ import pytest
 from experiments.assembly import check
 from experiments.card import Task, card, columns, control_of, find_task, notes, ratio
 from experiments.config import from_mapping
-from experiments.cost import si
+from experiments.console import si
 
 ROOT = pathlib.Path(__file__).parents[2]
 MNIST = Task((28, 28, 1), 10, "mnist")
