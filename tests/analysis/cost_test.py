@@ -82,7 +82,9 @@ def test_convolutions_in_all_roles(case):
     assert DENSE[case] == 67_737_600 // 2
 
 
-@pytest.mark.parametrize("numerics", [float32(), bfloat16(False), bfloat16(True)], ids=str)
+@pytest.mark.parametrize(
+  "numerics", [float32(), bfloat16(False), bfloat16(True)], ids=["float32", "rounded", "native"]
+)
 def test_the_numerics_of_the_library_are_attributed(numerics):
   """Their own gradients, written as custom_vjp, are backward products; the dead dX is dropped."""
 
