@@ -35,7 +35,7 @@ def plain_numerics(numerics: Numerics) -> Numerics:
       _Tagged(lax.conv_general_dilated, numerics.name),
     )
   if isinstance(numerics.dot_general, int8_lib._Dot):
-    config = dataclasses.replace(numerics.dot_general.config, backend=None)
+    config = dataclasses.replace(numerics.dot_general.config, backend="int8")
     return numerics._replace(
       dot_general=int8_lib._Dot(config), conv_general_dilated=_Int8Conv(config)
     )

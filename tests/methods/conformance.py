@@ -66,7 +66,7 @@ class Case(NamedTuple):
   Attributes:
     method: as registered.
     what: what is special about this configuration.
-    make: `num_classes -> Method`.
+    make: `(num_classes, numerics) -> Method`.
     accuracy: by the name of a network in `NETWORKS`, what the first readout must exceed on held-out
       digits after `NUM_STEPS` steps.
     moves: the expected matrix, in `MATRICES`.
@@ -76,7 +76,7 @@ class Case(NamedTuple):
 
   method: str
   what: str
-  make: Callable[[int], Method]
+  make: Callable[..., Method]
   accuracy: Mapping[str, float]
   moves: str = "own"
   brief: tuple[str, ...] = ()
@@ -86,9 +86,7 @@ class Case(NamedTuple):
 
 
 def _case(method: str, what: str, config: Any, **options: Any) -> Case:
-  return Case(
-    method, what, lambda k, numerics=None: make_method(method, config, k, numerics), **options
-  )
+  return Case(method, what, functools.partial(make_method, method, config), **options)
 
 
 _FF, _HFF, _BP = ForwardForwardConfig, HypersphericalConfig, BackpropConfig
@@ -543,7 +541,8 @@ def run(case: Case, network: str = "mlp") -> None:
   for name, check in CHECKS.items():
     if network in case.brief and name in NOT_BRIEF:
       continue
-    if name.startswith("int8") and case is not next(c for c in CASES if c.method == case.method):
+    of_method = [c for c in CASES if c.method == case.method] or [case]
+    if name.startswith("int8") and case is not of_method[0]:
       continue  # products know nothing of a method's variants
     try:
       check(bench)
