@@ -3,7 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/bp_mnist_table1.py \\
   --config.data.data_dir=DIR [--config.numerics=int8_nearest]
 All of the table: python -m experiments.studies.grid --grid=ffint8_table1 --data_dir=DIR
-Published: see experiments/results/ffint8_table1*.md, with ours.
+Published: see `table1` in experiments/studies/grids.py. Ours: not run yet.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/ffint8_mlp.py \\
   --config.data.data_dir=DIR --config.numerics=int8
   Strict: --config.lookahead.mode=none. The float32 twin: without --config.numerics.
-Published (Table V, another recipe): 94.3 % accuracy. Ours: experiments/results/ffint8_mnist*.md.
+Published (Table V, another recipe): 94.3 % accuracy. Ours: not run in full yet.
 """
 
 from ml_collections import ConfigDict
