@@ -28,7 +28,7 @@ from fflax.core.int8_products import (
   check_contraction,
   int8_dot,
 )
-from fflax.core.numerics import row_major
+from fflax.core.numerics import channels_last, row_major
 from fflax.types import Array
 
 _PATCH_BYTES = {"cpu": 1 << 24}  # of one chunk of the weight gradient
@@ -88,7 +88,7 @@ class Int8Conv:
       w,
       self.strides,
       pads,
-      dimension_numbers=_channels_last(x.ndim),
+      dimension_numbers=channels_last(x.ndim),
       preferred_element_type=jnp.int32,
     )
 
@@ -234,9 +234,3 @@ def _pad(x: Array, pads: tuple[tuple[int, int], ...]) -> Array:
 def _divisor(number: int, limit: int) -> int:
   """The largest divisor of `number` up to `limit`; 1 for 0."""
   return max((d for d in range(1, min(number, limit) + 1) if number % d == 0), default=1)
-
-
-def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
-  """`N...C` images, `...IO` kernels."""
-  image = (0, ndim - 1, *range(1, ndim - 1))
-  return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)

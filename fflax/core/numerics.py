@@ -243,7 +243,7 @@ class _Conv:
     plain = (
       batch_group_count == 1
       and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-      and numbers == _channels_last(x.ndim)
+      and numbers == channels_last(x.ndim)
     )
     on_cpu = jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32
     depthwise = x.ndim == 4 and 1 < feature_group_count == x.shape[-1] == w.shape[-1]
@@ -280,7 +280,7 @@ class _Conv:
     return "native" if native else "rounded"
 
 
-def _channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+def channels_last(ndim: int) -> lax.ConvDimensionNumbers:
   """`N...C` images, `...IO` kernels."""
   image = (0, ndim - 1, *range(1, ndim - 1))
   return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
@@ -306,7 +306,7 @@ def _general_conv(
     return product(x, w, strides, pads, dimension_numbers=numbers)
   (xn, xc, *xs), (wo, wi, *ws), out_spec = numbers
   x, w = x.transpose(xn, *xs, xc), w.transpose(*ws, wi, wo)
-  out = product(x, w, strides, pads, dimension_numbers=_channels_last(ndim))
+  out = product(x, w, strides, pads, dimension_numbers=channels_last(ndim))
   # Axis `out_spec[i]` of the result is axis `source[i]` of what was computed.
   source = (0, ndim - 1, *range(1, ndim - 1))
   return out.transpose([source[out_spec.index(axis)] for axis in range(ndim)])
@@ -321,7 +321,7 @@ def _conv_forward(
   form: _Form, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array
 ) -> tuple[Array, tuple[Array, Array]]:
   x, w = _conv_operand(x, form), _conv_operand(w, form)
-  return _general_conv(x, w, strides, pads, _channels_last(x.ndim)), (x, w)
+  return _general_conv(x, w, strides, pads, channels_last(x.ndim)), (x, w)
 
 
 def _conv_backward(
@@ -336,7 +336,7 @@ def _conv_backward(
   g = _conv_operand(cotangent, form)
   ndim = x.ndim
   spatial = tuple(range(ndim - 2))
-  image, kernel, _ = _channels_last(ndim)
+  image, kernel, _ = channels_last(ndim)
   input_pads, weight_pads = [], []
   sizes = zip(x.shape[1:-1], w.shape[:-2], g.shape[1:-1], strides, pads, strict=True)
   for size, field, out_size, stride, (low, _high) in sizes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
+from fflax.networks.conv_blocks import scaled
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, Pool, from_linen
 from fflax.types import Layer, Network
@@ -100,9 +101,7 @@ def hff_cnn(
     The sizes are ours; the paper does not state its own. No bias stands before a batch norm, where
     it would have no effect.
   """
-  if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
-    raise ValueError(f"Got width={width!r}, but width must be a positive number.")
-  channels = [max(1, round(width * c)) for c in (128, 256, 256, 512, 512, 512)]
+  channels = [scaled(width, c) for c in (128, 256, 256, 512, 512, 512)]
   return _conv_network(
     "hff_cnn", numerics, activation, initializer, channels, (2, 4, 6), "max", batch_norm
   )

@@ -6,18 +6,15 @@ from typing import Any
 
 import flax.linen as nn
 
-from fflax.core.numerics import Numerics, float32
+from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
-from fflax.networks.initializers import INITIALIZERS, Initializer
-from fflax.networks.layers import from_linen
+from fflax.networks.initializers import Initializer
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, from_linen, require_image
 from fflax.networks.products import conv_product, dense_product
 from fflax.types import Array, LayerOut, Network
 
 GRANULARITIES = ("block", "stage")
 STEMS = ("cifar", "imagenet")
-
-_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
-_FLOAT32 = float32()
 
 
 class ConvNorm(nn.Module):
@@ -45,8 +42,8 @@ class ConvNorm(nn.Module):
   strides: int = 1
   depthwise: bool = False
   batch_norm: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> Array:
@@ -90,8 +87,8 @@ class ConvNormLayer(nn.Module):
   strides: int = 1
   pool: bool = False
   batch_norm: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -140,12 +137,6 @@ class Stage(nn.Module):
     for block in self.blocks[:-1]:
       x = block(x, train).out
     return self.blocks[-1](x, train)
-
-
-def require_image(x: Array) -> None:
-  """Raises ValueError if `x` is not `[B, H, W, C]`."""
-  if x.ndim != 4:
-    raise ValueError(f"Got an input of shape {x.shape}, but this layer takes [B, H, W, C].")
 
 
 def scaled(width: float, channels: int) -> int:

@@ -21,8 +21,8 @@ from fflax.types import Array, Key, Layer, LayerOut, PyTree
 
 Pool = Literal["max", "avg"]
 _POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
-_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
-_FLOAT32 = float32()
+DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
+FLOAT32 = float32()
 
 
 def from_linen(module: nn.Module, name: str) -> Layer:
@@ -72,8 +72,8 @@ class DenseLayer(nn.Module):
   features: int
   activation: Activation = nn.relu
   use_bias: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -120,8 +120,8 @@ class ConvLayer(nn.Module):
   batch_norm: bool = False
   pool: Pool | None = None
   use_bias: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -131,7 +131,7 @@ class ConvLayer(nn.Module):
       ValueError: if `x` is not `[B, H, W, C]`, or too small for the kernel or the pooling, or if
         `pool` is unknown.
     """
-    _require_image(x)
+    require_image(x)
     if self.pool not in (None, *_POOLS):
       raise ValueError(f"Unknown pool {self.pool!r}; allowed: {', '.join(_POOLS)} or None.")
     pre = nn.Conv(
@@ -181,8 +181,8 @@ class LocalLayer(nn.Module):
   stride: int = 1
   activation: Activation = nn.relu
   use_bias: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -196,7 +196,7 @@ class LocalLayer(nn.Module):
       raise ValueError(f"locally connected layers cannot run in numerics {self.numerics.name!r}")
     # Not linen's ConvLocal: it multiplies without `dot_general`, and counts the grid as fan_in.
     del train
-    _require_image(x)
+    require_image(x)
     _require_space(x, self.field, x, f"a field of {self.field}x{self.field}")
     patches = _patches(x, self.field, self.stride)
     batch, height, width, size = patches.shape
@@ -248,7 +248,7 @@ def aux_conv_layer(
     activation=identity,
     kernel_size=(kernel_size, kernel_size),
     initializer=get_initializer(initializer),
-    numerics=numerics or _FLOAT32,
+    numerics=numerics or FLOAT32,
   )
   return from_linen(module, name)
 
@@ -266,7 +266,8 @@ def _patches(x: Array, field: int, stride: int) -> Array:
   return fields.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
-def _require_image(x: Array) -> None:
+def require_image(x: Array) -> None:
+  """Raises ValueError if `x` is not `[B, H, W, C]`."""
   if x.ndim != 4:
     raise ValueError(f"Got an input of shape {x.shape}, but this layer takes [B, H, W, C].")
 

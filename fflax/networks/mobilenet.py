@@ -12,22 +12,19 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from fflax.core.numerics import Numerics, float32
+from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
 from fflax.networks.conv_blocks import (
   ConvNorm,
   ConvNormLayer,
   check_stem,
   network_of_blocks,
-  require_image,
   scaled,
 )
-from fflax.networks.initializers import INITIALIZERS, Initializer
+from fflax.networks.initializers import Initializer
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
 from fflax.networks.products import dense_product
 from fflax.types import Array, LayerOut, Network
-
-_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
-_FLOAT32 = float32()
 
 
 class InvertedResidual(nn.Module):
@@ -55,8 +52,8 @@ class InvertedResidual(nn.Module):
   strides: int = 1
   squeeze_excite: bool = False
   batch_norm: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:

@@ -8,21 +8,18 @@ from typing import Any
 
 import flax.linen as nn
 
-from fflax.core.numerics import Numerics, float32
+from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
 from fflax.networks.conv_blocks import (
   ConvNorm,
   ConvNormLayer,
   check_stem,
   network_of_blocks,
-  require_image,
   scaled,
 )
-from fflax.networks.initializers import INITIALIZERS, Initializer
+from fflax.networks.initializers import Initializer
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
 from fflax.types import Array, LayerOut, Network
-
-_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
-_FLOAT32 = float32()
 
 
 class BasicBlock(nn.Module):
@@ -43,8 +40,8 @@ class BasicBlock(nn.Module):
   activation: Activation = nn.relu
   strides: int = 1
   batch_norm: bool = True
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:

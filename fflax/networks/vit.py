@@ -8,16 +8,12 @@ import functools
 
 import flax.linen as nn
 
-from fflax.core.numerics import Numerics, float32
+from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
-from fflax.networks.conv_blocks import require_image
-from fflax.networks.initializers import INITIALIZERS, Initializer
-from fflax.networks.layers import from_linen
+from fflax.networks.initializers import Initializer
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, from_linen, require_image
 from fflax.networks.products import dense_product
 from fflax.types import Array, LayerOut, Network
-
-_DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
-_FLOAT32 = float32()
 
 
 def _dense(features: int, fan_in: int, module: nn.Module, name: str) -> nn.Dense:
@@ -47,8 +43,8 @@ class PatchEmbedding(nn.Module):
 
   features: int
   patch_size: int = 4
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -87,8 +83,8 @@ class TransformerBlock(nn.Module):
   heads: int
   activation: Activation = nn.gelu
   mlp_ratio: int = 4
-  initializer: Initializer = _DEFAULT_INITIALIZER
-  numerics: Numerics = _FLOAT32
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:

@@ -22,10 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fflax.core.quantize import quantize, rounding_noise
+from fflax.core.quantize import MAX, quantize, rounding_noise
 from fflax.types import Array, Key, PyTree
-
-BOUND = 127
 
 
 class Int8Weight(NamedTuple):
@@ -58,7 +56,7 @@ def pack(weight: Array) -> Int8Weight:
   """`weight` `[..., in, out]` float32, rounded to nearest, with room to grow by a factor of two."""
   axes = tuple(range(weight.ndim - 1))
   largest = jnp.max(jnp.abs(weight), axis=axes, keepdims=True)
-  scale = 2 * jnp.maximum(largest, 1e-30) / BOUND
+  scale = 2 * jnp.maximum(largest, 1e-30) / MAX
   return Int8Weight(*quantize(weight, scale=scale))
 
 
@@ -74,9 +72,9 @@ def move(stored: Int8Weight, change: Array, key: Key) -> Int8Weight:
   """
   target = stored.values.astype(jnp.float32) + change / stored.scale
   axes, size = tuple(range(target.ndim - 1)), jnp.abs(target)
-  full = jnp.mean((size >= BOUND).astype(jnp.float32), axis=axes, keepdims=True) > 0.01
+  full = jnp.mean((size >= MAX).astype(jnp.float32), axis=axes, keepdims=True) > 0.01
   largest = jnp.max(size, axis=axes, keepdims=True)
-  low = (largest > 0) & (largest < (BOUND + 1) // 4)
+  low = (largest > 0) & (largest < (MAX + 1) // 4)
   factor = jnp.where(full, 0.5, jnp.where(low, 2.0, 1.0))
   noise = rounding_noise(key, target.shape)
   moved = quantize(target * factor, rounding="stochastic", noise=noise, scale=jnp.ones(()))
