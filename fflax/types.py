@@ -43,11 +43,14 @@ class LayerOut(NamedTuple):
     pre: pre-activation (after batch norm where there is one), before the nonlinearity.
     act: `activation(pre)`, before any pooling. Goodness is usually read here.
     out: what the layer emits: `act`, pooled if the layer pools.
+    square: `out` squared, with a gradient of its own, where the layer's units are stochastic (see
+      `fflax.core.pbits`); None: `out * out`.
   """
 
   pre: Array
   act: Array
   out: Array
+  square: Array | None = None
 
 
 class LayerInit(Protocol):
