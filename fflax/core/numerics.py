@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.depthwise import depthwise_conv
+from fflax.core.grouped import grouped_conv
 from fflax.types import Array, PyTree
 
 # Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
@@ -78,7 +79,8 @@ def float32() -> Numerics:
   On a CPU, plain convolutions have a gradient of ours, of the same value: XLA compiles JAX's own
   into a naive loop wherever it stands inside a `while`, `scan` or `cond`, as every training step
   does, which is some 40 times slower. Forward-mode differentiation is not supported there.
-  Depthwise ones are `fflax.core.depthwise.depthwise_conv` there.
+  Grouped ones are `fflax.core.grouped.grouped_conv` there, depthwise ones
+  `fflax.core.depthwise.depthwise_conv`.
   """
   return Numerics("float32", lax.dot_general, _Conv(bfloat16=False))
 
@@ -97,9 +99,9 @@ def bfloat16(native: bool | None = None) -> Numerics:
     The arguments `precision` and, inside the product, `preferred_element_type` have no effect: the
     accumulation is float32 (the latter is applied to the result). Convolutions on a CPU multiply
     rounded operands in float32, because its bfloat16 convolution is no faster. Contractions other
-    than the last axis of the left with the first axis of the right operand, and grouped, dilated
-    or not channels-last convolutions, round in float32 and leave the gradient to JAX, which then
-    rounds the finished gradient instead of the cotangent.
+    than the last axis of the left with the first axis of the right operand, dilated or not
+    channels-last convolutions, depthwise ones and, not on a CPU, grouped ones, round in float32 and
+    leave the gradient to JAX, which then rounds the finished gradient instead of the cotangent.
   """
   return Numerics("bfloat16", _Bfloat16Dot(native), _Conv(bfloat16=True, native=native))
 
@@ -257,6 +259,9 @@ class _Conv:
     elif plain and depthwise and on_cpu:
       x, w = (_round(x), _round(w)) if self.bfloat16 else (x, w)
       out = depthwise_conv(x, w, strides, pads)
+    elif plain and on_cpu:
+      dense = functools.partial(_conv, self._form(), strides, pads)
+      out = grouped_conv(dense, x, w, feature_group_count)
     else:
       out = lax.conv_general_dilated(
         _round(x) if self.bfloat16 else x,

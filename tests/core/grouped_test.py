@@ -1,0 +1,145 @@
+"""Grouped convolution against numpy and XLA, and where the numerics use it."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from fflax.core.grouped import grouped_conv
+from fflax.core.numerics import bfloat16, float32
+
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+ON_CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs need it")
+CASES = [
+  ((1, 1), "SAME"),
+  ((2, 2), "SAME"),
+  ((2, 1), ((2, 0), (0, 1))),
+  ((1, 1), ((0, -1), (1, 2))),
+]
+
+
+def conv(product, x, w, groups, strides=(1, 1), padding="SAME"):
+  return product(
+    x, w, strides, padding, dimension_numbers=NUMBERS, feature_group_count=groups, precision=None
+  )
+
+
+def normal(seed, *shape):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def rounded(x):
+  """To bfloat16, nearest even, by a library that is not XLA."""
+  return np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+@settings(max_examples=8)
+@given(
+  groups=st.integers(1, 4), inside=st.integers(1, 3), outside=st.integers(1, 3), seed=st.integers()
+)
+def test_groups_own_neighbouring_channels(groups, inside, outside, seed):
+  """1x1 kernels of integers against numpy, one group at a time: which channel belongs to whom."""
+  rng = np.random.default_rng(abs(seed))
+  x = rng.integers(-9, 9, (2, 3, 2, groups * inside)).astype(np.float32)
+  w = rng.integers(-9, 9, (1, 1, inside, groups * outside)).astype(np.float32)
+  out = grouped_conv(lambda x, w: x @ w[0, 0], jnp.asarray(x), jnp.asarray(w), groups)
+  for q in range(groups):
+    own, result = slice(q * inside, (q + 1) * inside), slice(q * outside, (q + 1) * outside)
+    np.testing.assert_array_equal(out[..., result], x[..., own] @ w[0, 0, :, result])
+
+
+@pytest.mark.parametrize(("strides", "padding"), CASES)
+@pytest.mark.parametrize("numerics", [float32(), bfloat16()], ids=["float32", "bfloat16"])
+def test_values_and_gradients_in_a_loop(numerics, strides, padding):
+  """As XLA's own grouped convolution, outside of any loop, of the same rounded numbers."""
+  x, w = normal(0, 2, 2, 7, 6, 6), normal(1, 3, 3, 2, 12)
+  ours = functools.partial(
+    conv, numerics.conv_general_dilated, groups=3, strides=strides, padding=padding
+  )
+  exact = functools.partial(
+    conv, lax.conv_general_dilated, groups=3, strides=strides, padding=padding
+  )
+  g = normal(2, 2, *jax.eval_shape(ours, x[0], w).shape)
+
+  def pullback(product, x, w, g):
+    out, pull = jax.vjp(product, x, w)
+    return out, *pull(g)
+
+  @jax.jit
+  def steps(x, w, g):
+    return lax.scan(lambda _, xg: (None, pullback(ours, xg[0], w, xg[1])), None, (x, g))[1]
+
+  cast = rounded if numerics.name == "bfloat16" else np.asarray
+  want = jax.jit(functools.partial(pullback, exact))
+  for n, got in enumerate(zip(*steps(x, w, g), strict=True)):
+    for a, b in zip(got, want(cast(x[n]), cast(w), cast(g[n])), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+      assert a.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("make", [float32, bfloat16])
+def test_no_group_meets_another(make):
+  """Exact zeros: in the Jacobian, and of what another group's infinities do to this one."""
+  x, w, groups = normal(0, 1, 3, 2, 6), normal(1, 3, 3, 2, 9), 3
+
+  def by_channel(x, w):
+    return conv(make().conv_general_dilated, x, w, groups).sum((0, 1, 2))
+
+  dx, dw = jax.jit(jax.jacobian(by_channel, (0, 1)))(x, w)
+  reads = np.abs(dx).sum((1, 2, 3)).reshape(3, 3, 3, 2).sum((1, 3))  # [out group, in group]
+  np.testing.assert_array_equal(reads > 0, np.eye(3, dtype=bool))
+  learns = np.abs(dw).sum((1, 2, 3)).reshape(9, 9)  # [out channel, channel of the kernel]
+  np.testing.assert_array_equal(learns > 0, np.eye(9, dtype=bool))
+  x[..., :2] = np.inf
+  out = jax.jit(by_channel)(x, w)
+  assert np.isfinite(out[3:]).all() and not np.isfinite(out[:3]).any()
+
+
+@ON_CPU
+@pytest.mark.parametrize("make", [float32, bfloat16])
+def test_no_grouped_convolution_is_left(make):
+  """Inside a loop only dense convolutions, in the one order that XLA compiles well."""
+
+  def steps(x, w):
+    def one(_, state):
+      x, w = state
+      product = make().conv_general_dilated
+      g, h = jax.grad(lambda x, w: jnp.sum(conv(product, x, w, 2) ** 2), (0, 1))(x, w)
+      return x - g, w - h
+
+    return lax.fori_loop(0, 3, one, (x, w))
+
+  x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
+  compiled = jax.jit(steps).lower(x, w).compile().as_text()
+  convolutions = re.findall(r" convolution\(.*", compiled)
+  assert len(convolutions) == 3  # forward, input gradient, weight gradient
+  assert all("dim_labels=b01f_01io->b01f" in c for c in convolutions)
+  assert not any("group_count" in c for c in convolutions)
+
+
+@ON_CPU
+def test_an_unused_input_gradient_is_not_computed():
+  """A strictly local layer never needs it, and it is a third of the work."""
+
+  def step(x, w):
+    return jax.grad(lambda w: jnp.sum(conv(float32().conv_general_dilated, x, w, 2) ** 2))(w)
+
+  x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
+  compiled = jax.jit(step).lower(x, w).compile().as_text()
+  assert len(re.findall(r" convolution\(", compiled)) == 2
+
+
+@pytest.mark.parametrize(
+  ("channels", "kernel", "groups"),
+  [(5, (3, 3, 2, 4), 2), (4, (3, 3, 2, 5), 2), (4, (3, 3, 4, 4), 2)],
+)
+def test_channels_that_do_not_divide(channels, kernel, groups):
+  with pytest.raises(ValueError, match=f"Got {groups} groups for images of shape"):
+    grouped_conv(lambda x, w: x @ w[0, 0], jnp.ones((1, 4, 4, channels)), jnp.ones(kernel), groups)
