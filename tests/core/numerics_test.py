@@ -401,7 +401,9 @@ def test_float32_conv_and_its_gradients(size, kernel, strides, padding):
     assert result.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("options", [{"lhs_dilation": (2, 1)}, {"rhs_dilation": (2, 2)}])
+@pytest.mark.parametrize(
+  "options", [{"lhs_dilation": (2, 1), "padding": ((1, 1), (1, 2))}, {"rhs_dilation": (2, 2)}]
+)
 def test_other_float32_convolutions_are_jax(options):
   x, w = jnp.asarray(normal(0, 2, 7, 7, 4)), jnp.asarray(normal(1, 3, 3, 4, 4))
   ours, jax_own = (
