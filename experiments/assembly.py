@@ -24,7 +24,7 @@ from fflax.training.chunk import Feed
 from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
-from fflax.training.schedules import make_schedule
+from fflax.training.schedules import layer_epochs, make_schedule
 from fflax.training.step import check_run, make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
@@ -94,24 +94,6 @@ def check(config: ExperimentConfig) -> None:
   check_run(parts["method"], parts["schedule"], parts["readouts"], parts["lookahead"])
 
 
-def layer_epochs(config: ExperimentConfig, num_layers: int) -> int:
-  """For how many epochs each layer's own schedule runs: its turn under "greedy", else all.
-
-  Raises:
-    ValueError: the run would end before the last layer's turn.
-  """
-  if config.schedule != "greedy":
-    return config.epochs
-  turn = config.epochs_per_layer or max(1, config.epochs // num_layers)
-  if config.epochs <= turn * (num_layers - 1):
-    raise ValueError(
-      f"schedule 'greedy' would never train the last of {num_layers} layers: epochs "
-      f"{config.epochs} must be above {turn * (num_layers - 1)} (epochs_per_layer {turn} for each "
-      "layer before it)"
-    )
-  return turn
-
-
 def trainer_parts(
   config: ExperimentConfig,
   num_classes: int,
@@ -121,7 +103,8 @@ def trainer_parts(
   """The arguments of `make_trainer` that the configuration names; `numerics` replace its own.
 
   A layer's optimiser counts the steps that the layer learns in, so under "greedy" its learning rate
-  runs through its schedule within the layer's turn; trained readouts learn all the time.
+  runs through its schedule within the layer's turn, and under "staggered" within the longest turn
+  of a layer; trained readouts learn all the time.
 
   Raises:
     ValueError: one of them is impossible; one sentence.
@@ -134,7 +117,10 @@ def trainer_parts(
     kernel_init=config.kernel_init,
     **config.networks[config.network],
   )
-  turn = layer_epochs(config, len(network.layers))
+  num_layers = len(network.layers)
+  turn = layer_epochs(
+    config.schedule, config.stagger, config.epochs, config.epochs_per_layer, num_layers
+  )
 
   def optimizer(c: OptimizerConfig, epochs: int) -> optax.GradientTransformation:
     found = make_optimizer(c, epochs=epochs, steps_per_epoch=steps_per_epoch)
@@ -144,7 +130,13 @@ def trainer_parts(
     "network": network,
     "method": make_method(config.method, config.methods[config.method], num_classes, numerics),
     "readouts": tuple(make_readout(n, config.readout, num_classes) for n in config.readouts),
-    "schedule": make_schedule(config.schedule, turn * steps_per_epoch),
+    "schedule": make_schedule(
+      config.schedule,
+      config.stagger,
+      num_layers=num_layers,
+      steps_per_epoch=steps_per_epoch,
+      epochs_per_layer=turn,
+    ),
     "weight_store": WEIGHT_STORES[config.weight_store](),
     "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),

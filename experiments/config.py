@@ -21,6 +21,7 @@ from fflax.methods.registry import METHODS
 from fflax.networks.registry import NETWORKS, network_options
 from fflax.training.lookahead import LookaheadConfig
 from fflax.training.optimizers import OptimizerConfig
+from fflax.training.schedules import StaggerConfig
 from fflax.training.weight_store import WEIGHT_STORES
 
 _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
@@ -41,8 +42,8 @@ class DataConfig:
     num_classes: of `.npz` files and "synthetic"; 0 for the source's own.
     batch_size: examples a step.
     shuffle: a fresh order every epoch.
-    normalization: "none" (pixels in [0, 1]), "standard" (published mean and deviation of the set)
-      or "dataset" (measured on the training split).
+    normalization: "none" (pixels in [0, 1]), "standard" (published mean and deviation of the set),
+      "dataset" (measured on the training split), "half" (0.5 and 0.5) or "imagenet".
     augment: random changes of the training images.
   """
 
@@ -77,10 +78,11 @@ class ExperimentConfig:
     numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
     int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
-    schedule: "simultaneous", "interleaved" or "greedy".
+    schedule: "simultaneous", "interleaved", "greedy" or "staggered".
     lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
       the end of the run, at the final rate of its schedule. 0: `epochs` // layers.
+    stagger: of schedule "staggered": the epochs in which each layer learns.
     readouts: names; the first is the run's own, the others are reported beside it.
     readout: options of the readouts.
     optimizer, readout_optimizer: of the layers and of trained readouts.
@@ -102,6 +104,7 @@ class ExperimentConfig:
   weight_store: str = "float32"
   schedule: str = "simultaneous"
   epochs_per_layer: int = 0
+  stagger: StaggerConfig = dataclasses.field(default_factory=StaggerConfig)
   lookahead: LookaheadConfig = dataclasses.field(default_factory=LookaheadConfig)
   readouts: tuple[str, ...] = ("score_sum",)
   readout: ReadoutConfig = dataclasses.field(default_factory=ReadoutConfig)
@@ -185,6 +188,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
   nested = {
     "int8": Int8Config,
     "lookahead": LookaheadConfig,
+    "stagger": StaggerConfig,
     "readout": ReadoutConfig,
     "optimizer": OptimizerConfig,
     "readout_optimizer": OptimizerConfig,

@@ -102,8 +102,20 @@ class ViewsFn(Protocol):
     """
 
 
+class Place(NamedTuple):
+  """Where a layer stands: `index` from 0 among `depth` layers."""
+
+  index: int
+  depth: int
+
+  @property
+  def is_last(self) -> bool:
+    """Whether no layer stands above."""
+    return self.index == self.depth - 1
+
+
 class InitLayerFn(Protocol):
-  def __call__(self, key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
+  def __call__(self, key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
     """The layer's trainable extras and its statistics, for an example `out` `[B, ...]`."""
 
 
@@ -148,6 +160,8 @@ class Method(NamedTuple):
     init_layer, hand_on, local_loss, class_scores: see the protocols of this module.
     goodness: optional; logged, plotted, and what collaborating layers tell each other.
     positive_is_high: whether training raises the goodness of positive views (or lowers it).
+    single_view: True if training shows the plain view alone (`views` is `plain_view[None]`).
+      Trained readouts then learn from the training pass itself; otherwise from a pass of their own.
     negatives_from: which answer of the present network `views` needs as `class_scores`:
       "plain" (the trained readout on the plain view), "scores" (the summed layer scores) or None.
   """
@@ -166,6 +180,7 @@ class Method(NamedTuple):
   goodness: GoodnessFn | None = None
   negatives_from: Literal["plain", "scores"] | None = None
   positive_is_high: bool = True
+  single_view: bool = False
 
 
 class Readout(NamedTuple):
@@ -195,11 +210,16 @@ class Schedule(NamedTuple):
     name: as registered.
     active: `(step, num_layers) -> [L] bool`, or None: every layer learns in every step.
     reforward: True: the next layer sees this layer's output after its update ("interleaved").
+    frozen_stats: statistics (of batch norm) of a layer that does not learn: "hold": they normalise
+      and do not move; "update": those of the batch normalise, and the running ones move on.
+    readouts_from: the step from which on trained readouts learn.
   """
 
   name: str
   active: Callable[[Array, int], Array] | None = None
   reforward: bool = False
+  frozen_stats: Literal["hold", "update"] = "hold"
+  readouts_from: int = 0
 
 
 @jax.tree_util.register_dataclass

@@ -50,7 +50,8 @@ class Rule(NamedTuple):
 RULES: Mapping[str, Rule] = MappingProxyType(
   {
     "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8, collaborative FF
-    "hyperspherical": Rule(1, False),  # also channel-wise, distance-forward, local losses
+    "hyperspherical": Rule(1, False),  # also distance-forward, local losses
+    "channelwise": Rule(1, False),  # also binary stochastic FF
     "backprop": Rule(1, True),
   }
 )

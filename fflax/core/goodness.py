@@ -41,3 +41,23 @@ def threshold(theta: float, kind: str, width: int) -> float:
   one number comparable across kinds and widths (the paper's sum against d is `theta=1`).
   """
   return theta if kind == "mean" else theta * width
+
+
+def blockwise_mean_of_squares(square: Array, num_blocks: int) -> Array:
+  """Mean of each of `num_blocks` contiguous blocks of channels, `[J]` float32.
+
+  Channel-wise goodness, `G_j = mean_{c in j, h, w} Y_{hwc}**2` (A. Papachristodoulou et al., AAAI
+  2024, arXiv 2312.12668).
+
+  Args:
+    square: squares `[..., C]` of one example.
+    num_blocks: J, a divisor of C.
+
+  Raises:
+    ValueError: C is no multiple of J.
+  """
+  channels = square.shape[-1]
+  if channels % num_blocks:
+    raise ValueError(f"{channels} channels cannot be split into {num_blocks} equal class blocks")
+  blocks = square.astype(jnp.float32).reshape(-1, num_blocks, channels // num_blocks)
+  return jnp.mean(blocks, axis=(0, 2))

@@ -95,3 +95,13 @@ def cross_entropy(logits: Array, label: Array, smoothing: float = 0.0) -> Array:
   logits = logits.astype(jnp.float32)
   target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
   return optax.softmax_cross_entropy(logits, target)
+
+
+def clamped_competitive_loss(goodness: Array, label: Array) -> Array:
+  """`-log((e^clip(G_y) + 1e-9) / (sum_j e^clip(G_j) + 1e-9))` of one example `[J]`, clip at +-50.
+
+  The second form in the released code of channel-wise FF; the first is `cross_entropy` of G.
+  """
+  chex.assert_rank([goodness, label], [1, 0])
+  powers = jnp.exp(jnp.clip(goodness.astype(jnp.float32), -50.0, 50.0))
+  return jnp.log(jnp.sum(powers) + 1e-9) - jnp.log(powers[label] + 1e-9)

@@ -65,32 +65,70 @@ def vote(first_layer: int = 0) -> Readout:
   return Readout("vote", "scores", _untrained, None, predict)
 
 
-def softmax_head(num_classes: int, first_layer: int = 0) -> Readout:
+def product_of_experts(first_layer: int = 0) -> Readout:
+  """Sum of the layers' log-softmax scores: each layer votes with its own confidence."""
+
+  def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
+    del params, features
+    first, *others = (
+      jax.nn.log_softmax(s) for s in _scored(scores, first_layer, "product_of_experts")
+    )
+    return sum(others, first)
+
+  return Readout("product_of_experts", "scores", _untrained, None, predict)
+
+
+def softmax_head(
+  num_classes: int,
+  first_layer: int = 0,
+  *,
+  bias: bool = False,
+  loss: str = "logits",
+  name: str = "softmax_head",
+) -> Readout:
   """A linear softmax head on the handed-on features of the plain view, in one pass.
 
-  `logits = sum_l f_l V_l` over layers from `first_layer` on, `V_l` `[D_l, K]`, zero at the start,
-  no bias. Trained beside the layers by its own cross-entropy; the driver detaches the features, so
-  the head never reaches a layer (the rule of loeweX/Forward-Forward and jesper-olsen/ff-py).
+  `logits = sum_l f_l V_l` over layers from `first_layer` on (-1: the last alone), `V_l` `[D_l, K]`,
+  zero at the start. Trained beside the layers by its own cross-entropy; the driver detaches the
+  features, so the head never reaches a layer (loeweX/Forward-Forward, jesper-olsen/ff-py).
+
+  Args:
+    num_classes: K.
+    first_layer: see above.
+    bias: whether logits have a bias, zero at the start.
+    loss: "logits": cross-entropy of the logits; "double_softmax": of their softmax, as in the
+      released code of channel-wise FF; it cannot fall below `log(1 + (K - 1) / e)`.
+    name: of the readout.
+
+  Raises:
+    ValueError: unknown `loss`.
   """
+  if loss not in ("logits", "double_softmax"):
+    raise ValueError(f"the loss of a softmax head is logits or double_softmax, not {loss!r}")
 
   def flat(features: tuple[Array, ...]) -> Array:
     used = features[first_layer:]
     if not used:
-      raise ValueError(f"the softmax_head readout starts at layer {first_layer + 1}, past the last")
+      raise ValueError(f"the {name} readout starts at layer {first_layer + 1}, past the last")
     return jnp.concatenate([f.reshape(f.shape[0], -1) for f in used], axis=-1)
 
   def init(key: Key, features: tuple[Array, ...]) -> PyTree:
     del key
-    return {"kernel": jnp.zeros((flat(features).shape[-1], num_classes), jnp.float32)}
+    kernel = jnp.zeros((flat(features).shape[-1], num_classes), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(num_classes)} if bias else {"kernel": kernel}
 
   def predict(params: PyTree, scores: Any, features: tuple[Array, ...]) -> Array:
     del scores
-    return flat(features) @ params["kernel"]
+    logits = flat(features) @ params["kernel"]
+    return logits + params["bias"][None] if bias else logits
 
-  def loss(params: PyTree, features: tuple[Array, ...], label: Array) -> Array:
-    return jnp.mean(losses.cross_entropy(predict(params, (), features), label))
+  def head_loss(params: PyTree, features: tuple[Array, ...], label: Array) -> Array:
+    logits = predict(params, (), features)
+    if loss == "double_softmax":
+      logits = jax.nn.softmax(logits)
+    return jnp.mean(losses.cross_entropy(logits, label))
 
-  return Readout("softmax_head", "plain", init, loss, predict)
+  return Readout(name, "plain", init, head_loss, predict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +136,13 @@ class ReadoutConfig:
   """Options of the readouts.
 
   Attributes:
-    first_layer: layers before this one (counted from 0) are left out of sums and heads.
+    first_layer: layers before this one (counted from 0) are left out of sums and of "softmax_head".
+    head_bias, head_loss: of trained heads, see `softmax_head`.
   """
 
   first_layer: int = 0
+  head_bias: bool = False
+  head_loss: str = "logits"
 
   def __post_init__(self) -> None:
     """Refuses a negative layer."""
@@ -113,7 +154,11 @@ READOUTS: Mapping[str, Callable[[ReadoutConfig, int], Readout]] = {
   "score_sum": lambda c, _: score_sum(c.first_layer),
   "last_layer": lambda c, _: last_layer(),
   "vote": lambda c, _: vote(c.first_layer),
-  "softmax_head": lambda c, k: softmax_head(k, c.first_layer),
+  "product_of_experts": lambda c, _: product_of_experts(c.first_layer),
+  "softmax_head": lambda c, k: softmax_head(k, c.first_layer, bias=c.head_bias, loss=c.head_loss),
+  "softmax_last": lambda c, k: softmax_head(
+    k, -1, bias=c.head_bias, loss=c.head_loss, name="softmax_last"
+  ),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fflax.data.dataset import Dataset
 
-Normalization = Literal["none", "standard", "dataset"]
+Normalization = Literal["none", "standard", "dataset", "half", "imagenet"]
 
 STANDARD: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
   "mnist": ((0.1307,), (0.3081,)),
@@ -16,6 +16,12 @@ STANDARD: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
   "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 """Per channel, of all training pixels, as the literature rounds them."""
+
+FIXED: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+  "half": ((0.5,), (0.5,)),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Constants that recipes use for any set; one number stands for every channel."""
 
 
 def normalization(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,8 +43,8 @@ def statistics(dataset: Dataset, mode: Normalization) -> tuple[np.ndarray, np.nd
 
   Args:
     dataset: of which only the training split is read.
-    mode: "none": 0 and 1; "standard": see `normalization`; "dataset": computed here, a constant
-      channel or feature getting std 1.
+    mode: "none": 0 and 1; "standard": see `normalization`; "half" and "imagenet": see `FIXED`;
+      "dataset": computed here, a constant channel or feature getting std 1.
 
   Raises:
     ValueError: for another mode, and see `normalization`.
@@ -48,8 +54,13 @@ def statistics(dataset: Dataset, mode: Normalization) -> tuple[np.ndarray, np.nd
     return np.zeros(image.shape[-1], np.float32), np.ones(image.shape[-1], np.float32)
   if mode == "standard":
     return normalization(dataset.name)
+  if mode in FIXED:
+    mean, std = (np.asarray(c, np.float32) for c in FIXED[mode])
+    if mean.size not in (1, image.shape[-1]):
+      raise ValueError(f"normalization {mode!r} is for {mean.size} channels, not {image.shape[-1]}")
+    return np.resize(mean, image.shape[-1]), np.resize(std, image.shape[-1])
   if mode != "dataset":
-    raise ValueError(f"normalization {mode!r} is none of none, standard, dataset")
+    raise ValueError(f"normalization {mode!r} is none of none, standard, dataset, half, imagenet")
   axes = tuple(range(image.ndim - 1))
   mean = image.mean(axes, dtype=np.float64) / dataset.max_value
   std = image.std(axes, dtype=np.float64) / dataset.max_value

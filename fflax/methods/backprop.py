@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from fflax.core import losses
 from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
-from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
+from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,8 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
   def features(out: Array) -> Array:
     return jnp.mean(out, axis=(-3, -2)) if out.ndim == 4 else out
 
-  def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
-    if config.heads == "last" and not is_last:
+  def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
+    if config.heads == "last" and not place.is_last:
       return {}, {}
     width = features(out.out).shape[-1]
     kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
@@ -108,6 +108,7 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     paper="D. Rumelhart, G. Hinton, R. Williams, 1986; deep supervision: C.-Y. Lee et al., 2015",
     locality="global",
     single_pass=True,
+    single_view=True,
     views=views,
     plain_view=plain_view,
     score_views=lambda image: plain_view(image)[None],

@@ -17,7 +17,7 @@ from fflax.core import labels as labels_lib
 from fflax.core import losses
 from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import Numerics
-from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
+from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +184,8 @@ def forward_forward(
 
     return jax.vmap(candidate)(jnp.arange(num_classes))
 
-  def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
-    del key, is_last
+  def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
+    del key, place
     width = out.act[0].size
     stats = {} if config.peer == "none" else {"mean_activity": jnp.full((width,), 0.5, jnp.float32)}
     return {}, stats

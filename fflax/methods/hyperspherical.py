@@ -13,7 +13,7 @@ from fflax.core import losses, prototypes
 from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import Numerics
 from fflax.networks.layers import aux_conv_layer
-from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, PyTree
+from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
 _MAKE = {
   "learned": prototypes.random_prototypes,
@@ -134,8 +134,8 @@ def hyperspherical(
       )
     return out.reshape(out.shape[0], -1)
 
-  def init_layer(key: Key, out: LayerOut, is_last: bool) -> tuple[PyTree, PyTree]:
-    del is_last
+  def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
+    del place
     aux_key, prototype_key = jax.random.split(key)
     params = {"aux": aux.init(aux_key, out.out)[0]} if out.out.ndim == 4 else {}
     width = features(params, out.out).shape[-1]
@@ -187,6 +187,7 @@ def hyperspherical(
     paper="S. Sarode et al., Hyperspherical Forward-Forward, 2026, arXiv 2605.00082",
     locality="strict",
     single_pass=True,
+    single_view=True,
     views=views,
     plain_view=plain_view,
     score_views=lambda image: plain_view(image)[None],

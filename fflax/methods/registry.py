@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from fflax.core.numerics import Numerics
 from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.channelwise import ChannelwiseConfig, channelwise
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.types import Method
@@ -26,6 +27,7 @@ class MethodEntry(NamedTuple):
 METHODS: Mapping[str, MethodEntry] = {
   "forward_forward": MethodEntry(ForwardForwardConfig, forward_forward),
   "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
+  "channelwise": MethodEntry(ChannelwiseConfig, channelwise),
   "backprop": MethodEntry(BackpropConfig, backprop),
 }
 

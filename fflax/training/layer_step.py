@@ -1,5 +1,6 @@
 """One layer of one training step: its loss, its own gradient, its update, what it hands on."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from fflax.types import (
   Metrics,
   Network,
   Optimizer,
+  Place,
   PyTree,
   Readout,
   Schedule,
@@ -28,7 +30,12 @@ from fflax.types import (
 
 
 class Run(NamedTuple):
-  """The static parts of a run."""
+  """The static parts of a run.
+
+  Attributes (the rest: see `make_trainer`):
+    blocks: how many equal layers stand in each stack.
+    readouts_listen: whether trained readouts learn from what the training pass hands on.
+  """
 
   network: Network
   method: Method
@@ -39,6 +46,7 @@ class Run(NamedTuple):
   blocks: tuple[int, ...]
   lookahead: Lookahead | None = None
   store: WeightStore | None = None
+  readouts_listen: bool = False
 
 
 def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:
@@ -52,8 +60,8 @@ def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Ar
       f"{method.name!r} hands it, shape {list(x.shape[1:])}: {error}"
     ) from error
   out, _ = layer.apply(params, stats, x, train=False)
-  is_last = index == len(run.network.layers) - 1
-  extras, extra_stats = method.init_layer(layer_key(key, index, Role.EXTRAS), out, is_last)
+  place = Place(index, len(run.network.layers))
+  extras, extra_stats = method.init_layer(layer_key(key, index, Role.EXTRAS), out, place)
   params = {"layer": params, "method": extras}
   opt_state = run.optimizer.init(params)
   stored = params if run.store is None else run.store.pack(params)
@@ -153,12 +161,15 @@ def _learn_layer(
 
 def _forward_layer(
   run: Run, layer: Layer, state: LayerState, x: Array, key: Key, index: Array | int
-) -> Array:
-  """What a layer that does not learn hands on."""
-  params = load_params(run, state)
-  out, _ = apply_views(layer, params["layer"], state.stats["layer"], x, False, None)
+) -> tuple[LayerState, Array]:
+  """The state of a layer that does not learn, and what it hands on."""
+  params, train = load_params(run, state), run.schedule.frozen_stats == "update"
+  # With a key: units that are random stay so, for the layers above learn from them.
+  forward_key = layer_key(key, index, Role.FORWARD)
+  out, stats = apply_views(layer, params["layer"], state.stats["layer"], x, train, forward_key)
   x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
-  return lax.stop_gradient(x)
+  state = dataclasses.replace(state, stats={**state.stats, "layer": stats})
+  return lax.stop_gradient((state, x))
 
 
 def scheduled_layer(
@@ -183,7 +194,7 @@ def scheduled_layer(
     mode,
     (
       lambda: (state, jnp.zeros(x_shape.shape, x_shape.dtype), silent),
-      lambda: (state, _forward_layer(run, layer, state, x, key, index), silent),
+      lambda: (*_forward_layer(run, layer, state, x, key, index), silent),
       lambda: learn(*args),
     ),
   )

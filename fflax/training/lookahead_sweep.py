@@ -10,7 +10,7 @@ from jax import lax
 from fflax.core.numerics import without_gradient_state
 from fflax.random import Role, layer_key
 from fflax.training.layer_step import Run, hand_on_views, layer_loss, load_params, update_layer
-from fflax.training.sweeps import per_layer
+from fflax.training.sweeps import Sweep, per_layer
 from fflax.types import Array, Key, LayerOut, LayerState, Metrics, PyTree, TrainState
 
 _TINY = 1e-30
@@ -39,7 +39,7 @@ class _Rung(NamedTuple):
 
 def lookahead_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
-) -> tuple[tuple[LayerState, ...], PyTree, Metrics]:
+) -> Sweep:
   """Every layer learns from its own loss and, with weight lambda, from those of the layers above.
 
   One reverse sweep. "exact": a layer's weights receive the cotangent `lambda * c` at its output,
@@ -49,12 +49,13 @@ def lookahead_sweep(
   """
   look = run.lookahead
   assert look is not None
-  rungs, x = [], lax.stop_gradient(x)
+  rungs, handed, x = [], [], lax.stop_gradient(x)
   for i in range(len(run.network.layers)):
     rung, x = _climb(
       run, state.layers[i], x, label, key, i, None if weights is None else weights[i]
     )
     rungs.append(rung)
+    handed.append(x)
   lambdas = look.coefficients(state.coupling, state.step, len(rungs))
   down = _exact if look.mode == "exact" else _scalar
   grads, used = down(run, rungs, lambdas)
@@ -68,7 +69,7 @@ def lookahead_sweep(
     for i, (s, g, rung) in enumerate(zip(state.layers, grads, rungs, strict=True))
   ]
   rows = [{**rung.metrics, "lambda": used[i]} for i, rung in enumerate(rungs)]
-  return tuple(new), lax.stop_gradient(coupling), per_layer(rows)
+  return tuple(new), lax.stop_gradient(coupling), per_layer(rows), tuple(handed)
 
 
 def _climb(

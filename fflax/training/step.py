@@ -53,18 +53,22 @@ _SWEEPS = {"strict": strict_sweep, "global": global_sweep, "lookahead": lookahea
 
 
 def train_readouts(
-  run: Run, states: tuple[ReadoutState, ...], features: tuple[Array, ...], label: Array
+  run: Run, state: TrainState, features: tuple[Array, ...], label: Array
 ) -> tuple[tuple[ReadoutState, ...], Metrics]:
-  """One step of every trained readout on detached features."""
+  """One step of every trained readout on detached features, from their first step on."""
   features = lax.stop_gradient(features)
   new, metrics = [], {}
-  for readout, state in zip(run.readouts, states, strict=True):
+  for readout, old in zip(run.readouts, state.readouts, strict=True):
     if readout.loss is not None:
-      loss, grads = jax.value_and_grad(readout.loss)(state.params, features, label)
-      updates, opt_state = run.readout_optimizer.update(grads, state.opt_state, state.params)
-      state = ReadoutState(optax.apply_updates(state.params, updates), opt_state)
+      loss, grads = jax.value_and_grad(readout.loss)(old.params, features, label)
+      updates, opt_state = run.readout_optimizer.update(grads, old.opt_state, old.params)
+      moved = ReadoutState(optax.apply_updates(old.params, updates), opt_state)
+      if run.schedule.readouts_from:
+        awake = state.step >= run.schedule.readouts_from
+        moved = jax.tree.map(lambda a, b, c=awake: jnp.where(c, a, b), moved, old)
+      old = moved
       metrics[f"readout_loss/{readout.name}"] = loss
-    new.append(state)
+    new.append(old)
   return tuple(new), metrics
 
 
@@ -191,6 +195,8 @@ def make_trainer(
   locality = method.locality if lookahead is None else "lookahead"
   num_layers = len(network.layers)
   trains_readout = any(r.loss is not None for r in run.readouts)
+  own_pass = trains_readout and (not method.single_view or method.negatives_from == "plain")
+  run = run._replace(readouts_listen=trains_readout and not own_pass)
 
   def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
     x, states, inputs = method.plain_view(image), [], []
@@ -265,11 +271,13 @@ def make_trainer(
     states, readout_states = kept_states(state), state.readouts
     features: tuple[Array, ...] = ()
     metrics: Metrics = {}
-    if trains_readout:
+    if own_pass:
       features = plain_features(run, states, batch.image)
-      readout_states, metrics = train_readouts(run, state.readouts, features, batch.label)
+      readout_states, metrics = train_readouts(run, state, features, batch.label)
     x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
-    layers, coupling, layer_metrics = sweep(run, state, x, batch.label, key, loss_weights)
+    layers, coupling, layer_metrics, handed = sweep(run, state, x, batch.label, key, loss_weights)
+    if run.readouts_listen:
+      readout_states, metrics = train_readouts(run, state, tuple(h[0] for h in handed), batch.label)
     new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
     return new, {**layer_metrics, **metrics}
 

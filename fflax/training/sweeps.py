@@ -18,6 +18,10 @@ from fflax.training.layer_step import (
 )
 from fflax.types import Array, Key, Layer, LayerState, Metrics, PyTree, TrainState
 
+Sweep = tuple[tuple[LayerState, ...], PyTree, Metrics, tuple[Array, ...]]
+"""Of a training sweep: new states by block, coupling, metrics `[L]`, and what each layer handed on
+`[V, B, ...]` (or `()`, if no readout listens)."""
+
 
 def per_layer(rows: Sequence[Metrics]) -> Metrics:
   """`[L]` arrays from one metrics dict a layer; NaN where a layer does not report a metric."""
@@ -28,17 +32,19 @@ def per_layer(rows: Sequence[Metrics]) -> Metrics:
 
 def strict_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
-) -> tuple[tuple[LayerState, ...], PyTree, Metrics]:
+) -> Sweep:
   """Every layer learns from its own loss alone; blocks of equal layers run under one `lax.scan`."""
   num_layers = len(run.network.layers)
   modes = None
   if run.schedule.active is not None:
     active = run.schedule.active(state.step, num_layers)
-    needed = lax.cumsum(active.astype(jnp.int32), reverse=True) > 0
+    everywhere = run.readouts_listen or run.schedule.frozen_stats == "update"
+    needed = everywhere | (lax.cumsum(active.astype(jnp.int32), reverse=True) > 0)
     modes = needed.astype(jnp.int32) + active.astype(jnp.int32)
 
   new_states: list[LayerState] = []
   rows: list[Metrics] = []
+  handed: list[Array] = []
   first = 0
   for block, block_state in zip(run.blocks, state.layers, strict=True):
     layer = run.network.layers[first]
@@ -53,11 +59,12 @@ def strict_sweep(
     if block == 1:
       new, x, metrics = one(block_state, x, first)
       rows.append(metrics)
+      handed.append(x)
     else:
       # The stacked state is carried and updated in place: one copy of the parameters, not two.
       def body(
         carry: tuple[Array, PyTree], j: Array, first: int = first, size: int = block, one=one
-      ) -> tuple[tuple[Array, PyTree], Metrics]:
+      ) -> tuple[tuple[Array, PyTree], tuple[Metrics, PyTree]]:
         x, stacked = carry
         mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
         # The branch is always taken. It keeps the compiler from recomputing new values out of old
@@ -66,38 +73,43 @@ def strict_sweep(
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *args))
         mine, x, metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
-        return (x, jax.tree.map(put, stacked, mine)), metrics
+        heard = x if run.readouts_listen else ()
+        return (x, jax.tree.map(put, stacked, mine)), (metrics, heard)
 
-      (x, new), stacked_metrics = lax.scan(body, (x, block_state), jnp.arange(block))
-      rows += [jax.tree.map(lambda a, j=j: a[j], stacked_metrics) for j in range(block)]
+      (x, new), stacked = lax.scan(body, (x, block_state), jnp.arange(block))
+      for j in range(block):
+        metrics, heard = jax.tree.map(lambda a, j=j: a[j], stacked)
+        rows.append(metrics)
+        handed.append(heard)
     new_states.append(new)
     first += block
-  return tuple(new_states), state.coupling, per_layer(rows)
+  return tuple(new_states), state.coupling, per_layer(rows), tuple(handed)
 
 
 def global_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
-) -> tuple[tuple[LayerState, ...], PyTree, Metrics]:
+) -> Sweep:
   """All layers learn from the (weighted) sum of the losses, end to end."""
   states = state.layers
 
   def objective(params: tuple[PyTree, ...]) -> tuple[Array, tuple]:
-    h, total, all_stats, rows = x, jnp.zeros(()), [], []
+    h, total, all_stats, rows, handed = x, jnp.zeros(()), [], [], []
     for i, layer in enumerate(run.network.layers):
       loss, (_, out, stats, metrics) = layer_loss(
         run, layer, params[i], states[i].stats, h, label, key, i
       )
       total += loss if weights is None else weights[i] * loss
       h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+      handed.append(h)
       all_stats.append(stats)
       rows.append({"loss": loss, **metrics})
-    return total, (all_stats, rows)
+    return total, (all_stats, rows, handed)
 
   params = tuple(load_params(run, s) for s in states)
-  grads, (all_stats, rows) = jax.grad(objective, has_aux=True)(params)
+  grads, (all_stats, rows, handed) = jax.grad(objective, has_aux=True)(params)
   parts = enumerate(zip(states, params, grads, all_stats, strict=True))
   new = tuple(update_layer(run, s, p, g, t, key, i) for i, (s, p, g, t) in parts)
-  return new, state.coupling, per_layer(rows)
+  return new, state.coupling, per_layer(rows), tuple(handed)
 
 
 def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, list[Array]]:

@@ -105,7 +105,9 @@ def test_backprop_with_all_heads():
 
 
 def test_schedules_count_as_if_every_layer_learned():
-  step, _ = traced("forward_forward", schedule=make_schedule("greedy", 5), **NINE)
+  step, _ = traced(
+    "forward_forward", schedule=make_schedule("greedy", num_layers=9, epochs_per_layer=5), **NINE
+  )
   agrees(step, expected_training_macs("forward_forward", NINE_MACS))
   assert step.notes == ("conditionals count as their dearest branch",)
 

@@ -119,3 +119,39 @@ def test_registry():
   )
   with pytest.raises(ValueError, match="'softmax'"):
     readouts.make_readout("softmax", config, 4)
+
+
+def test_product_of_experts_adds_log_probabilities():
+  got = np.asarray(readouts.product_of_experts(1).predict({}, (*SCORES, None), ()))
+  want = np.zeros((6, 4))
+  for s in SCORES[1:]:
+    powers = np.exp(np.asarray(s, np.float64))
+    want += np.log(powers / powers.sum(1, keepdims=True))
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  surer = (10 * SCORES[0], SCORES[1])
+  assert not np.allclose(
+    readouts.product_of_experts().predict({}, surer, ()),
+    readouts.product_of_experts().predict({}, SCORES[:2], ()),
+  )
+
+
+def test_heads_on_the_last_layer_with_bias_and_double_softmax():
+  """The released code of channel-wise FF: its loss cannot fall below log(1 + (K - 1) / e)."""
+  config = readouts.ReadoutConfig(head_bias=True, head_loss="double_softmax")
+  head = readouts.make_readout("softmax_last", config, 4)
+  features = TestSoftmaxHead.features
+  params = head.init(KEY, features)
+  assert params["kernel"].shape == (6, 4) and params["bias"].shape == (4,)
+  label = jnp.arange(8, dtype=jnp.int32) % 4
+  sure = {"kernel": params["kernel"], "bias": 50.0 * jax.nn.one_hot(1, 4)}
+  floor = np.log(1 + 3 / np.e)
+  np.testing.assert_allclose(head.loss(sure, features, jnp.ones(8, jnp.int32)), floor, rtol=1e-5)
+  kernel = jax.random.normal(KEY, (6, 4))
+  logits = np.asarray(features[2], np.float64) @ np.asarray(kernel, np.float64) + [0, 1, 0, -1]
+  both = {"kernel": kernel, "bias": jnp.asarray([0.0, 1.0, 0.0, -1.0])}
+  np.testing.assert_allclose(head.predict(both, (), features), logits, rtol=1e-4, atol=1e-5)
+  q = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  want = np.mean(np.log(np.exp(q).sum(1)) - q[np.arange(8), np.asarray(label)])
+  np.testing.assert_allclose(head.loss(both, features, label), want, rtol=1e-5)
+  with pytest.raises(ValueError, match="not 'hinge'"):
+    readouts.softmax_head(4, loss="hinge")

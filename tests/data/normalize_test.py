@@ -39,6 +39,17 @@ def test_none_and_standard():
   np.testing.assert_allclose([mean, std], [[0.1307], [0.3081]])
 
 
+def test_constants_of_recipes():
+  image = np.zeros((2, 2, 2, 3), np.uint8)
+  mean, std = normalize.statistics(toy(image, 255.0), "half")
+  np.testing.assert_array_equal([mean, std], np.full((2, 3), 0.5))
+  mean, std = normalize.statistics(toy(image, 255.0), "imagenet")
+  np.testing.assert_allclose(mean, [0.485, 0.456, 0.406])
+  np.testing.assert_allclose(std, [0.229, 0.224, 0.225])
+  with pytest.raises(ValueError, match="3 channels, not 1"):
+    normalize.statistics(toy(image[..., :1], 255.0), "imagenet")
+
+
 def test_unknown_names_and_modes_are_refused():
   image = np.zeros((2, 2, 2, 1), np.uint8)
   with pytest.raises(ValueError, match="'toy', only for mnist, fashion_mnist"):

@@ -26,6 +26,7 @@ from fflax.core import readouts
 from fflax.core.locality import agrees, locality_matrix
 from fflax.core.numerics_registry import NUMERICS
 from fflax.methods.backprop import BackpropConfig
+from fflax.methods.channelwise import ChannelwiseConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
 from fflax.methods.registry import make_method
@@ -47,8 +48,8 @@ ROUNDING = 2.0**-14
 
 # The first layer sees pixels; the others are equal, so that the driver stacks them.
 NETWORKS: Mapping[str, tuple[str, dict[str, Any]]] = {
-  "mlp": ("mlp", {"sizes": (32,) * NUM_LAYERS}),
-  "cnn": ("small_cnn", {"channels": (4,) * NUM_LAYERS, "pool_after": (1,), "batch_norm": True}),
+  "mlp": ("mlp", {"sizes": (40,) * NUM_LAYERS}),
+  "cnn": ("small_cnn", {"channels": (10,) * NUM_LAYERS, "pool_after": (1,), "batch_norm": True}),
 }
 
 # Which layers (columns) the loss of a layer (row) moves.
@@ -89,9 +90,15 @@ def _case(method: str, what: str, config: Any, **options: Any) -> Case:
   return Case(method, what, functools.partial(make_method, method, config), **options)
 
 
-_FF, _HFF, _BP = ForwardForwardConfig, HypersphericalConfig, BackpropConfig
+_FF, _HFF, _CWC, _BP = (
+  ForwardForwardConfig,
+  HypersphericalConfig,
+  ChannelwiseConfig,
+  BackpropConfig,
+)
 _ff = functools.partial(_case, "forward_forward", accuracy={"mlp": 0.7})
 _hff = functools.partial(_case, "hyperspherical", accuracy={"mlp": 0.9})
+_cwc = functools.partial(_case, "channelwise", accuracy={"mlp": 0.8})
 _bp = functools.partial(_case, "backprop", accuracy={"mlp": 0.9, "cnn": 0.5})
 
 CASES: tuple[Case, ...] = (
@@ -123,6 +130,10 @@ CASES: tuple[Case, ...] = (
   _hff("fixed_etf", _HFF(prototypes="fixed_etf"), brief=("mlp",)),
   _hff("four prototypes, margin", _HFF(prototypes_per_class=4, margin=0.2), brief=("mlp",)),
   _hff("hard margin", _HFF(loss="hard", margin=0.2), brief=("mlp",)),
+  _cwc("cross-entropy", _CWC(), accuracy={"mlp": 0.8, "cnn": 0.5}),
+  _cwc("clamped", _CWC(loss="cwc_clamped"), brief=("mlp",)),
+  _cwc("with pvn", _CWC(loss="cwg"), brief=("mlp",)),
+  _cwc("class groups below", _CWC(competing=(5, 10))),
   _bp("last", _BP(), moves="last moves all", accuracy={"mlp": 0.9}),
   _bp("all", _BP(heads="all", normalization="rms"), moves="own and below"),
 )
@@ -315,6 +326,7 @@ def check_shapes(bench: Bench) -> None:
     answer = None if method.negatives_from is None else jnp.zeros((size, NUM_CLASSES))
     views = {"views": method.views(key=key, batch=batch, class_scores=answer)}
     views["plain_view"] = method.plain_view(batch.image)[None]
+    assert not method.single_view or len(views["views"]) == 1, "one view only"
     if method.score_views is not None:
       views["score_views"] = method.score_views(batch.image)
     example = views["plain_view"].shape[2:]

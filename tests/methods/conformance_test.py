@@ -32,7 +32,7 @@ def test_every_method_has_a_case():
 _METHOD = forward_forward(ForwardForwardConfig(), conformance.NUM_CLASSES)
 
 
-def weak_statistics(key, out, is_last):
+def weak_statistics(key, out, place):
   """A Python number makes a weakly typed array, which the first update makes a strong one."""
   return {}, {"mean": jnp.full(out.act.shape[-1:], 0.5)}
 
@@ -54,7 +54,7 @@ def no_loss(params, stats, out, label, context, key):
   return lax.stop_gradient(loss), aux
 
 
-def unlucky(key, out, is_last):
+def unlucky(key, out, place):
   """Parameters from outside of the key."""
   return {"scale": jnp.asarray(np.random.default_rng().normal(size=3), jnp.float32)}, {}
 

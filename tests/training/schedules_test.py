@@ -33,9 +33,55 @@ def test_greedy_needs_a_positive_number_of_steps(steps):
 
 def test_registry():
   for name in schedules.SCHEDULES:
-    assert schedules.make_schedule(name, 7).name == name
-  active = schedules.make_schedule("greedy", 7).active
+    assert schedules.make_schedule(name, num_layers=2).name == name
+  options = {"num_layers": 2, "epochs_per_layer": 7}
+  active = schedules.make_schedule("greedy", **options).active
   assert np.asarray(active(6, 2)).tolist() == [True, False]
   assert np.asarray(active(7, 2)).tolist() == [False, True]
   with pytest.raises(ValueError, match="'layerwise'"):
-    schedules.make_schedule("layerwise", 7)
+    schedules.make_schedule("layerwise", num_layers=2)
+
+
+def test_staggered_layers_learn_in_half_open_intervals():
+  config = schedules.StaggerConfig(starts=(0, 1, 2), ends=(2, 3, 9), readouts_from=2)
+  made = schedules.make_schedule("staggered", config, num_layers=3, steps_per_epoch=4)
+  got = np.stack([made.active(jnp.int32(t), 3) for t in range(40)])
+  want = [[s * 4 <= t < e * 4 for s, e in ((0, 2), (1, 3), (2, 9))] for t in range(40)]
+  np.testing.assert_array_equal(got, want)
+  assert made.readouts_from == 8 and made.frozen_stats == "hold"
+  one = schedules.StaggerConfig(ends=(5,), frozen_stats="update")
+  assert one.intervals(3) == ((0, 0, 0), (5, 5, 5))
+  made = schedules.make_schedule("staggered", one, num_layers=2, steps_per_epoch=1)
+  assert made.frozen_stats == "update" and np.all(made.active(4, 2)) and not any(made.active(5, 2))
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"starts": (0, 3), "ends": (3, 3)}, "0 <= start < end"),
+    ({"starts": (0, 1), "ends": (4,)}, "above"),
+    ({"starts": (0, 1, 2)}, "3 entries, but the network has 2"),
+    ({"ends": (2,), "readouts_from": 1}, "last learner at epoch 1"),
+  ],
+)
+def test_impossible_staggering_is_refused(options, message):
+  """Without this, a run would end before its last layer began to learn."""
+  config = schedules.StaggerConfig(**options)
+  with pytest.raises(ValueError, match=message):
+    schedules.layer_epochs("staggered", config, 1, 0, 2)
+
+
+def test_wrong_kinds_of_staggering_are_refused():
+  for options in ({"starts": 3}, {"ends": (1.5,)}, {"frozen_stats": "keep"}, {"readouts_from": -1}):
+    with pytest.raises(ValueError, match="stagger"):
+      schedules.StaggerConfig(**options)
+  with pytest.raises(ValueError, match="2 layers, the network has 3"):
+    schedules.staggered((0, 0), (1, 1)).active(jnp.int32(0), 3)
+
+
+def test_the_learning_rate_spans_a_layers_longest_turn():
+  config = schedules.StaggerConfig(starts=(0, 2), ends=(3, 9))
+  assert schedules.layer_epochs("staggered", config, 20, 0, 2) == 7
+  assert schedules.layer_epochs("staggered", config, 4, 0, 2) == 3
+  assert schedules.layer_epochs("greedy", config, 20, 0, 2) == 10
+  assert schedules.layer_epochs("simultaneous", config, 20, 0, 2) == 20

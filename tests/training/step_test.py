@@ -17,7 +17,8 @@ from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.networks.registry import make_network
 from fflax.random import Role, layer_key, step_key
-from fflax.training.schedules import greedy, interleaved, simultaneous
+from fflax.training.lookahead import constant
+from fflax.training.schedules import greedy, interleaved, simultaneous, staggered
 from fflax.training.step import make_trainer
 from fflax.types import Batch, Layer, LayerOut, LayerState
 from tests.training import tiny_layers as tiny
@@ -201,7 +202,7 @@ MALICIOUS = {
       jnp.mean(out.out[0] * params["shift"][None]) * (1.0 + stats["seen"]),
       ({"seen": jnp.sum(params["shift"]) + jnp.sum(out.out)}, {}),
     ),
-    init_layer=lambda key, out, is_last: (
+    init_layer=lambda key, out, place: (
       {"shift": jax.random.normal(key, out.out.shape[-1:])},
       {"seen": jnp.ones(())},
     ),
@@ -312,6 +313,61 @@ def test_locality_under_schedules(name, schedule, stack):
     np.testing.assert_array_equal(matrix, np.diag(learns))
 
 
+def as_bytes(tree):
+  return [np.asarray(a).tobytes() for a in jax.tree.leaves(tree)]
+
+
+@STACKED
+@pytest.mark.parametrize("frozen_stats", ["hold", "update"])
+def test_staggered_layers_stay_bitwise_unchanged(frozen_stats, stack):
+  """Outside of its interval a layer keeps its parameters, optimiser state and (held) statistics."""
+  schedule = staggered((0, 1, 0), (2, 3, 1), frozen_stats=frozen_stats, readouts_from=2)
+  trainer = tiny.trainer(
+    tiny.METHOD._replace(single_view=True),
+    schedule=schedule,
+    stack=stack,
+    optimizer=optax.adam(0.1),
+    readouts=[readouts.softmax_head(tiny.CLASSES)],
+  )
+  state = trainer.init(jax.random.key(0), tiny.batch())
+  step = tiny.jit(trainer.step)
+  for t in range(5):
+    new, _ = step(state, tiny.batch(t))
+    before, after = trainer.layer_states(state), trainer.layer_states(new)
+    for i, learns in enumerate((t < 2, 1 <= t < 3, t < 1)):
+      trained = (before[i].params, before[i].opt_state, before[i].stats["method"])
+      still = (after[i].params, after[i].opt_state, after[i].stats["method"])
+      assert (as_bytes(trained) == as_bytes(still)) is not learns, (t, i)
+      moved = after[i].stats["layer"]["passes"] - before[i].stats["layer"]["passes"]
+      assert moved == (learns or frozen_stats == "update"), (t, i)
+    same_head = as_bytes(state.readouts) == as_bytes(new.readouts)
+    assert same_head is (t < 2), "the head learns from step 2 on, the layers frozen or not"
+    state = new
+
+
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("sweep", ["stacked", "unrolled", "global", "lookahead"])
+def test_readouts_learn_from_the_training_pass_of_single_view_methods(sweep, single):
+  """The gain of the tiny layers is 1 in training and 1/2 otherwise: the head tells which it saw."""
+  trainer = tiny.trainer(
+    tiny.METHOD._replace(single_view=single, locality="global" if sweep == "global" else "strict"),
+    readouts=[readouts.softmax_head(tiny.CLASSES)],
+    stack=sweep == "stacked",
+    lookahead=constant(0.5) if sweep == "lookahead" else None,
+  )
+  batch = tiny.batch()
+  state = trainer.init(jax.random.key(0), batch)
+  new, metrics = tiny.jit(trainer.step)(state, batch)
+  h, features = np.asarray(batch.image, np.float64), []
+  for s in trainer.layer_states(state):
+    h = np.tanh((1.0 if single else 0.5) * h @ np.asarray(s.params["layer"]["w"], np.float64))
+    features.append(h)
+  error = np.eye(tiny.CLASSES)[np.asarray(batch.label)] - 1 / tiny.CLASSES
+  want = tiny.RATE * np.concatenate(features, -1).T @ error / tiny.ROWS
+  np.testing.assert_allclose(new.readouts[0].params["kernel"], want, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(metrics["readout_loss/softmax_head"], np.log(tiny.CLASSES), rtol=1e-5)
+
+
 # --- keys, readouts, metrics ----------------------------------------------------------------------
 
 
@@ -336,7 +392,7 @@ def test_every_layer_step_and_role_draws_its_own_numbers():
 
   method = tiny.METHOD._replace(
     views=lambda key, batch, class_scores: batch.image[None] * 0 + jax.random.uniform(key),
-    init_layer=lambda key, out, is_last: ({"extra": jax.random.uniform(key)}, {}),
+    init_layer=lambda key, out, place: ({"extra": jax.random.uniform(key)}, {}),
     hand_on=lambda out, *, train, key=None: (
       out.out * 0 + (jax.random.uniform(key) if train else 0.0)
     ),

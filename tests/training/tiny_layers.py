@@ -48,7 +48,7 @@ METHOD = Method(
   views=lambda key, batch, class_scores: batch.image[None],
   plain_view=lambda image: image,
   score_views=lambda image: image[None],
-  init_layer=lambda key, out, is_last: (
+  init_layer=lambda key, out, place: (
     {"shift": jax.random.normal(key, out.out.shape[-1:])},
     {"seen": jnp.zeros((), jnp.int32)},
   ),
