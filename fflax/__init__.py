@@ -26,13 +26,22 @@ from fflax.core.readouts import (
   vote,
 )
 from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.channelwise import ChannelwiseConfig, channelwise
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import NETWORKS, describe, make_network
 from fflax.training.lookahead import LookaheadConfig, make_lookahead
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
-from fflax.training.schedules import SCHEDULES, greedy, interleaved, make_schedule, simultaneous
+from fflax.training.schedules import (
+  SCHEDULES,
+  StaggerConfig,
+  greedy,
+  interleaved,
+  make_schedule,
+  simultaneous,
+  staggered,
+)
 from fflax.training.step import make_trainer
 from fflax.training.weight_store import int8_store
 from fflax.types import (
@@ -43,6 +52,7 @@ from fflax.types import (
   LayerState,
   Method,
   Network,
+  Place,
   Readout,
   ReadoutState,
   Schedule,
@@ -61,6 +71,7 @@ __all__ = [
   "Answers",
   "BackpropConfig",
   "Batch",
+  "ChannelwiseConfig",
   "ForwardForwardConfig",
   "HypersphericalConfig",
   "Int8Config",
@@ -72,14 +83,17 @@ __all__ = [
   "Network",
   "Numerics",
   "OptimizerConfig",
+  "Place",
   "Readout",
   "ReadoutConfig",
   "ReadoutState",
   "Schedule",
+  "StaggerConfig",
   "TrainState",
   "Trainer",
   "backprop",
   "bfloat16",
+  "channelwise",
   "describe",
   "float32",
   "for_numerics",
@@ -102,5 +116,6 @@ __all__ = [
   "score_sum",
   "simultaneous",
   "softmax_head",
+  "staggered",
   "vote",
 ]

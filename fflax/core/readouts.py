@@ -30,7 +30,8 @@ def score_sum(first_layer: int = 0) -> Readout:
   """Sum of the layers' class scores from `first_layer` (counted from 0) on.
 
   This is per-label goodness for Forward-Forward (one pass per candidate label), the logit sum for
-  layers with heads and the summed prototype score for hyperspherical layers (one pass each).
+  layers with heads and the summed prototype score for hyperspherical layers (one pass each). Where
+  scores are logits it answers as the product of the layers' softmaxes does.
   """
 
   def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
@@ -63,19 +64,6 @@ def vote(first_layer: int = 0) -> Readout:
     return votes + 0.5 * (total - jnp.min(total, -1, keepdims=True)) / jnp.maximum(spread, 1e-30)
 
   return Readout("vote", "scores", _untrained, None, predict)
-
-
-def product_of_experts(first_layer: int = 0) -> Readout:
-  """Sum of the layers' log-softmax scores: each layer votes with its own confidence."""
-
-  def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
-    del params, features
-    first, *others = (
-      jax.nn.log_softmax(s) for s in _scored(scores, first_layer, "product_of_experts")
-    )
-    return sum(others, first)
-
-  return Readout("product_of_experts", "scores", _untrained, None, predict)
 
 
 def softmax_head(
@@ -154,7 +142,6 @@ READOUTS: Mapping[str, Callable[[ReadoutConfig, int], Readout]] = {
   "score_sum": lambda c, _: score_sum(c.first_layer),
   "last_layer": lambda c, _: last_layer(),
   "vote": lambda c, _: vote(c.first_layer),
-  "product_of_experts": lambda c, _: product_of_experts(c.first_layer),
   "softmax_head": lambda c, k: softmax_head(k, c.first_layer, bias=c.head_bias, loss=c.head_loss),
   "softmax_last": lambda c, k: softmax_head(
     k, -1, bias=c.head_bias, loss=c.head_loss, name="softmax_last"
