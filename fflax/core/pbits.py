@@ -1,0 +1,73 @@
+"""Tied p-bits as one operation: pre-activation in, count and its square out, pooled or not.
+
+The square is an output of its own, so that a loss which reads it where it squares has the exact
+effect of every unit's flip as its gradient, see `fflax.core.pbit_gradients`. An affine map after it
+keeps that: with `y = A z + B`, `y^2 = A^2 square + 2 A B count + B^2`.
+
+Paper: Jaiswal, Datta, Makin, "Energy-Efficient Supervised Learning with a Binary Stochastic
+Forward-Forward Algorithm", 2025, arXiv 2507.06461.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from fflax.core.pbit_config import PbitConfig
+from fflax.core.pbit_gradients import flip_gradient
+from fflax.core.pbit_units import draw, pooled_count, to_windows
+from fflax.core.quantize import seed_words
+from fflax.types import Array, Key
+
+
+def pbit(key: Key, v: Array, config: PbitConfig, window: int = 1) -> tuple[Array, Array]:
+  """Samples p-bits. Reverse mode, `jit`, `vmap`, `scan`.
+
+  The same key and `v` give the same bits, whatever the window and the estimator. Noise is a hash of
+  each element's index, 24 bits, never in memory.
+
+  Args:
+    key: a typed key.
+    v: pre-activation `[..., H, W, C]`, or of any shape with `window` 1.
+    config: of the units, assumed checked.
+    window: 1, or 2 for 2x2 pooling; an odd last row or column is dropped.
+
+  Returns:
+    The count, float32 `[..., H / window, W / window, C]`, integers in [0, M], and its square.
+
+  Raises:
+    ValueError: if `v` cannot be pooled so.
+  """
+  v = v.astype(jnp.float32)
+  # Always three samples' worth, so that another estimator has the same first sample.
+  seeds = seed_words(key, 3 * config.units).reshape(3, config.units, 2)
+  word = draw(seeds[0], jax.lax.stop_gradient(v), config)
+  return emit(config, window, to_windows(v, window), to_windows(word, window), seeds[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def emit(
+  config: PbitConfig, window: int, v: Array, word: Array, slope_seeds: Array
+) -> tuple[Array, Array]:
+  """The pooled count and its square of bits drawn for `v`; arguments as `flip_gradient`."""
+  del v, slope_seeds
+  pooled = pooled_count(word, config, window)
+  return pooled, jnp.square(pooled)
+
+
+def _forward(
+  config: PbitConfig, window: int, v: Array, word: Array, slope_seeds: Array
+) -> tuple[tuple[Array, Array], tuple]:
+  # Two bytes of bits a site are kept: cheaper than M sigmoids and hashes once more.
+  return emit(config, window, v, word, slope_seeds), (v, word, slope_seeds)
+
+
+def _backward(
+  config: PbitConfig, window: int, residuals: tuple, cotangents: tuple[Array, Array]
+) -> tuple[Array, None, None]:
+  v, word, slope_seeds = residuals
+  g, q = cotangents
+  return flip_gradient(v, word, slope_seeds, g, q, config, window), None, None
+
+
+emit.defvjp(_forward, _backward)
