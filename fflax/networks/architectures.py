@@ -39,7 +39,7 @@ def mlp(
   """
   layers = [
     DenseLayer(size, activation, use_bias, initializer, numerics)
-    for size in _positive("sizes", sizes)
+    for size in positive_integers("sizes", sizes)
   ]
   return _network("mlp", "dense", layers)
 
@@ -156,7 +156,7 @@ def local_mlp(
     ValueError: if the lists differ in length, are empty or hold anything but positive integers.
   """
   lists = [
-    _positive(name, values)
+    positive_integers(name, values)
     for name, values in (("features", features), ("fields", fields), ("strides", strides))
   ]
   if len({len(values) for values in lists}) > 1:
@@ -181,12 +181,8 @@ def _conv_network(
   pool: Pool,
   batch_norm: bool,
 ) -> Network:
-  channels = _positive("channels", channels)
-  pool_after = () if pool_after in ((), []) else _positive("pool_after", pool_after)
-  if set(pool_after) - set(range(1, len(channels) + 1)):
-    raise ValueError(
-      f"Got pool_after={pool_after!r}, but layers are numbered from 1 to {len(channels)}."
-    )
+  channels = positive_integers("channels", channels)
+  pool_after = pooling_layers(pool_after, len(channels))
   if pool not in ("max", "avg"):
     raise ValueError(f"Got pool={pool!r}; allowed: max, avg.")
   layers = [
@@ -211,9 +207,25 @@ def _network(name: str, layer_name: str, modules: Sequence) -> Network:
   return Network(name, tuple(layers))
 
 
-def _positive(name: str, values: Any) -> tuple[int, ...]:
-  """The values as a tuple, which configurations may hold as a list."""
+def positive_integers(name: str, values: Any) -> tuple[int, ...]:
+  """The values as a tuple, which configurations may hold as a list.
+
+  Raises:
+    ValueError: if they are anything but a list or tuple of positive integers, or empty.
+  """
   valid = isinstance(values, tuple | list) and len(values) > 0
   if not valid or any(type(v) is not int or v < 1 for v in values):
     raise ValueError(f"Got {name}={values!r}, but it must be a list of positive integers.")
   return tuple(values)
+
+
+def pooling_layers(pool_after: Any, depth: int) -> tuple[int, ...]:
+  """The numbers of the layers that end with pooling, as a tuple; none are allowed.
+
+  Raises:
+    ValueError: if they are not numbers from 1 to `depth`.
+  """
+  pool_after = () if pool_after in ((), []) else positive_integers("pool_after", pool_after)
+  if set(pool_after) - set(range(1, depth + 1)):
+    raise ValueError(f"Got pool_after={pool_after!r}, but layers are numbered from 1 to {depth}.")
+  return pool_after

@@ -147,14 +147,14 @@ class ConvLayer(nn.Module):
       conv_general_dilated_cls=conv_product(self.numerics),
       name="conv",
     )(x)
-    _require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")
+    require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")
     if self.batch_norm:
       norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
       pre = norm(pre)
     act = self.activation(pre)
     if self.pool is None:
       return LayerOut(pre, act, act)
-    _require_space(act, 2, x, "2x2 pooling")
+    require_space(act, 2, x, "2x2 pooling")
     return LayerOut(pre, act, _POOLS[self.pool](act, (2, 2), strides=(2, 2)))
 
 
@@ -197,7 +197,7 @@ class LocalLayer(nn.Module):
     # Not linen's ConvLocal: it multiplies without `dot_general`, and counts the grid as fan_in.
     del train
     require_image(x)
-    _require_space(x, self.field, x, f"a field of {self.field}x{self.field}")
+    require_space(x, self.field, x, f"a field of {self.field}x{self.field}")
     patches = _patches(x, self.field, self.stride)
     batch, height, width, size = patches.shape
     points = height * width
@@ -272,7 +272,8 @@ def require_image(x: Array) -> None:
     raise ValueError(f"Got an input of shape {x.shape}, but this layer takes [B, H, W, C].")
 
 
-def _require_space(x: Array, smallest: int, layer_input: Array, what: str) -> None:
+def require_space(x: Array, smallest: int, layer_input: Array, what: str) -> None:
+  """Raises ValueError if `x` `[B, H, W, C]` is smaller than `what` needs; names `layer_input`."""
   if min(x.shape[1:3]) < smallest:
     raise ValueError(
       f"An input of shape {layer_input.shape} is too small for {what}: "

@@ -18,6 +18,7 @@ from fflax.networks.architectures import (
   small_cnn,
   vgg8,
 )
+from fflax.networks.cfse import cfse
 from fflax.networks.initializers import Initializer, get_initializer
 from fflax.networks.mobilenet import efficientnet_b0, mobilenet_v2
 from fflax.networks.resnet import resnet18
@@ -35,6 +36,7 @@ NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
     "mobilenet_v2": mobilenet_v2,
     "efficientnet_b0": efficientnet_b0,
     "vit": vit,
+    "cfse": cfse,
   }
 )
 """Network factories by name."""

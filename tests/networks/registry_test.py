@@ -23,6 +23,7 @@ SHAPES = {
   "mobilenet_v2": (8, 8, 3),
   "efficientnet_b0": (8, 8, 3),
   "vit": (8, 8, 3),
+  "cfse": (8, 8, 1),
 }
 # Too wide or too deep to run here; their layers are small_cnn's, or their own tests run them.
 ELSEWHERE = ("vgg8", "resnet18", "mobilenet_v2", "efficientnet_b0")
@@ -31,6 +32,7 @@ SMALL = {
   "hff_cnn": {"width": 1 / 32},
   "local_mlp": {"features": (4, 5, 6)},
   "vit": {"features": 6, "depth": 2},
+  "cfse": {"channels": (4, 8), "groups": (1, 2), "pool_after": (2,)},
 }
 
 

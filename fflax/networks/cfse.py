@@ -1,0 +1,194 @@
+"""CFSE: convolutional layers whose channels are divided among the classes.
+
+A block separates and extracts features: an ordinary convolution that mixes all channels, then a
+grouped one in which the channels of a class read that class's channels only, and a pool.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
+
+import flax.linen as nn
+
+from fflax.core.numerics import Numerics
+from fflax.networks.activations import Activation
+from fflax.networks.architectures import pooling_layers, positive_integers
+from fflax.networks.initializers import Initializer
+from fflax.networks.layers import (
+  DEFAULT_INITIALIZER,
+  FLOAT32,
+  from_linen,
+  require_image,
+  require_space,
+)
+from fflax.networks.products import conv_product
+from fflax.types import Array, Layer, LayerOut, Network
+
+LossInput = Literal["post_norm", "pre_norm"]
+LOSS_INPUTS = ("post_norm", "pre_norm")
+
+
+def _batch_norm(x: Array, train: bool, affine: bool, name: str) -> Array:
+  norm = nn.BatchNorm(
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-4,
+    use_scale=affine,
+    use_bias=affine,
+    name=name,
+  )
+  return norm(x)
+
+
+def _no_norm(x: Array, train: bool, affine: bool, name: str) -> Array:
+  del train, affine, name
+  return x
+
+
+NORMS: Mapping[str, Callable[[Array, bool, bool, str], Array]] = MappingProxyType(
+  {"batch": _batch_norm, "none": _no_norm}
+)
+"""Normalisations of `[B, H, W, C]` by name: `(x, train, affine, name) -> x`, inside a module.
+
+`batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4.
+"""
+
+
+def units(pre: Array, activation: Activation, pool: bool) -> tuple[Array, Array]:
+  """What the units of a layer do with their pre-activation: `(activity, activity after pooling)`.
+
+  Args:
+    pre: `[B, H, W, C]`.
+    activation: elementwise.
+    pool: 2x2 max-pooling with stride 2; an odd last row or column is dropped.
+  """
+  act = activation(pre)
+  return act, nn.max_pool(act, (2, 2), strides=(2, 2)) if pool else act
+
+
+class ChannelwiseLayer(nn.Module):
+  """3x3 convolution, activation, optional 2x2 max-pooling and a norm, on `[B, H, W, C]`.
+
+  Nothing stands after the norm: `out` is signed, and the goodness of a class is read from it.
+  Paper: Papachristodoulou et al., "Convolutional Channel-Wise Competitive Learning for the
+  Forward-Forward Algorithm", AAAI 2024, arXiv 2312.12668; order and constants as in its code.
+
+  Attributes:
+    features: number of output channels.
+    groups: of the convolution; neighbouring channels belong together.
+    pool: whether the activity is pooled before the norm.
+    norm: of the output, in `NORMS`, with a learned scale and shift.
+    input_norm: of the input, in `NORMS`, without them.
+    activation: elementwise.
+    initializer: of kernel and bias.
+    numerics: how it multiplies.
+
+  Deviations:
+    The running variance is the biased one, where PyTorch keeps the unbiased one.
+  """
+
+  features: int
+  groups: int = 1
+  pool: bool = False
+  norm: str = "batch"
+  input_norm: str = "none"
+  activation: Activation = nn.relu
+  initializer: Initializer = DEFAULT_INITIALIZER
+  numerics: Numerics = FLOAT32
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+    """Maps `[B, H, W, C]` to `LayerOut` of `[B, H, W, features]`; `out` is halved if pooled.
+
+    Raises:
+      ValueError: if `x` is not `[B, H, W, C]`, if its channels cannot be divided into the groups,
+        or if it is too small to be pooled.
+    """
+    require_image(x)
+    if x.shape[-1] % self.groups:
+      raise ValueError(
+        f"An input of shape {x.shape} has channels that cannot be divided into {self.groups} "
+        "groups."
+      )
+    if self.pool:
+      require_space(x, 2, x, "2x2 pooling")
+    x = NORMS[self.input_norm](x, train, False, "input_norm")
+    pre = nn.Conv(
+      self.features,
+      (3, 3),
+      feature_group_count=self.groups,
+      kernel_init=self.initializer.kernel,
+      bias_init=functools.partial(self.initializer.bias, fan_in=9 * x.shape[-1] // self.groups),
+      conv_general_dilated_cls=conv_product(self.numerics),
+      name="conv",
+    )(x)
+    act, pooled = units(pre, self.activation, self.pool)
+    return LayerOut(pre, act, NORMS[self.norm](pooled, train, True, "norm"))
+
+
+def cfse(
+  *,
+  numerics: Numerics,
+  activation: Activation,
+  initializer: Initializer,
+  channels: Sequence[int] = (20, 80, 240, 480),
+  groups: Sequence[int] = (1, 10, 1, 10),
+  pool_after: Sequence[int] = (2, 4),
+  norm: str = "batch",
+  loss_input: LossInput = "post_norm",
+) -> Network:
+  """Channel-wise feature separators and extractors: `[B, H, W, C]` to `[B, H', W', channels[-1]]`.
+
+  The default is the paper's net for ten classes: 280,560 parameters for 28x28x1, 280,920 for
+  32x32x3. For CIFAR-100: channels 60-120-240-400-800-1600, groups 1-20-1-20-1-100, pools after 2, 4
+  and 6. With groups of 1 everywhere it is the paper's control, "FF-CNN".
+
+  Args:
+    numerics: how it multiplies.
+    activation: of every layer.
+    initializer: of every layer.
+    channels: output channels of each layer, to be divided among the classes.
+    groups: of each layer's convolution: 1, or the number of classes that its channels belong to.
+    pool_after: layers, counted from 1, that end with 2x2 max-pooling.
+    norm: in `NORMS`.
+    loss_input: what a layer emits, and so its loss sees. "post_norm": its normalised activity, with
+      a learned scale and shift; "pre_norm": its activity, which the next layer normalises without
+      them (no layer normalises the image).
+
+  Raises:
+    ValueError: if a name is unknown, if the lists do not fit each other, or if channels cannot be
+      divided into the groups.
+  """
+  channels, groups = positive_integers("channels", channels), positive_integers("groups", groups)
+  pool_after = pooling_layers(pool_after, len(channels))
+  if len(channels) != len(groups):
+    raise ValueError(
+      f"Got channels={channels!r} and groups={groups!r}, but both must have one entry for each "
+      "layer."
+    )
+  if norm not in NORMS:
+    raise ValueError(f"Got norm={norm!r}; allowed: {', '.join(NORMS)}.")
+  if loss_input not in LOSS_INPUTS:
+    raise ValueError(f"Got loss_input={loss_input!r}; allowed: {', '.join(LOSS_INPUTS)}.")
+  layers: list[Layer] = []
+  inputs = (groups[0], *channels)  # those of the image are checked when there is one
+  for inside, outside, divisor in zip(inputs, channels, groups, strict=False):
+    number = len(layers) + 1
+    if inside % divisor or outside % divisor:
+      raise ValueError(
+        f"Got channels={channels!r} and groups={groups!r}, but the groups of layer {number} must "
+        "divide the channels that it reads and those that it emits."
+      )
+    module = ChannelwiseLayer(
+      outside,
+      divisor,
+      pool=number in pool_after,
+      norm=norm if loss_input == "post_norm" else "none",
+      input_norm=norm if loss_input == "pre_norm" and layers else "none",
+      activation=activation,
+      initializer=initializer,
+      numerics=numerics,
+    )
+    layers.append(from_linen(module, f"cfse_{number}"))
+  return Network("cfse", tuple(layers))
