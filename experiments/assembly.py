@@ -137,6 +137,7 @@ def trainer_parts(
       steps_per_epoch=steps_per_epoch,
       epochs_per_layer=turn,
     ),
+    "samples": config.eval_samples,
     "weight_store": WEIGHT_STORES[config.weight_store](),
     "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),
@@ -263,4 +264,5 @@ def passes_per_prediction(experiment: Experiment) -> Mapping[str, int]:
   views = 0
   if method.score_views is not None:
     views = jax.eval_shape(method.score_views, example.image).shape[0]
-  return {r.name: 1 if r.view == "plain" else views for r in experiment.readouts}
+  samples = max(1, experiment.config.eval_samples)
+  return {r.name: samples * (1 if r.view == "plain" else views) for r in experiment.readouts}

@@ -88,6 +88,7 @@ class ExperimentConfig:
     optimizer, readout_optimizer: of the layers and of trained readouts.
     data: what is trained on.
     eval_every, checkpoint_every: epochs between evaluations and between checkpoints.
+    eval_samples: 0: random units answer with their expectation; T: answers average T passes.
     eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
   """
 
@@ -113,6 +114,7 @@ class ExperimentConfig:
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   eval_every: int = 5
   checkpoint_every: int = 10
+  eval_samples: int = 0
   eval_batch_size: int = 500
 
   def __post_init__(self) -> None:
@@ -132,7 +134,13 @@ class ExperimentConfig:
     if len(set(self.readouts)) != len(self.readouts) or not self.readouts:
       raise ValueError(f"readouts must be one or more different names, not {self.readouts}")
     _known("weight_store", [self.weight_store], WEIGHT_STORES)
-    least = {"epochs": 1, "epochs_per_layer": 0, "eval_every": 1, "checkpoint_every": 1}
+    least = {
+      "epochs": 1,
+      "epochs_per_layer": 0,
+      "eval_every": 1,
+      "checkpoint_every": 1,
+      "eval_samples": 0,
+    }
     for field, bound in least.items():
       if getattr(self, field) < bound:
         raise ValueError(f"{field} must be at least {bound}, not {getattr(self, field)}")

@@ -27,6 +27,7 @@ class Role(enum.IntEnum):
   HAND_ON = 8
   PROBE = 9
   STORE = 10
+  ANSWER = 11
 
 
 def role_key(key: Key, role: Role) -> Key:

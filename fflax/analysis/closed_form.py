@@ -51,7 +51,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
   {
     "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8, collaborative FF
     "hyperspherical": Rule(1, False),  # also distance-forward, local losses
-    "channelwise": Rule(1, False),  # also binary stochastic FF
+    "channelwise": Rule(1, False),
+    "binary_stochastic": Rule(1, False),
     "backprop": Rule(1, True),
   }
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from fflax.types import Array
+from fflax.types import Array, LayerOut
 
 
 def sum_of_squares(h: Array) -> Array:
@@ -41,6 +41,11 @@ def threshold(theta: float, kind: str, width: int) -> float:
   one number comparable across kinds and widths (the paper's sum against d is `theta=1`).
   """
   return theta if kind == "mean" else theta * width
+
+
+def squared(out: LayerOut) -> Array:
+  """What a layer emits, squared, with the gradient that its units ask for."""
+  return jnp.square(out.out) if out.square is None else out.square
 
 
 def blockwise_mean_of_squares(square: Array, num_blocks: int) -> Array:

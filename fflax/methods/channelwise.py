@@ -6,12 +6,13 @@ negative data, one pass for training and prediction.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from fflax.core import losses
-from fflax.core.goodness import blockwise_mean_of_squares
+from fflax.core.goodness import blockwise_mean_of_squares, squared
 from fflax.core.numerics import Numerics
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
@@ -76,6 +77,36 @@ class ChannelwiseConfig:
     return tuple(y // (num_classes // num_groups) for y in range(num_classes))
 
 
+def block_goodness(out: LayerOut, num_blocks: int) -> Array:
+  """Goodness of every block of channels on view 0, `[B, J]`."""
+  one = functools.partial(blockwise_mean_of_squares, num_blocks=num_blocks)
+  return jax.vmap(one)(squared(out)[0])
+
+
+def compete(stats: PyTree, out: LayerOut, label: Array, num_classes: int) -> tuple[Array, Array]:
+  """The goodness of a layer's J blocks on view 0, `[B, J]`, and the block of each label, `[B]`."""
+  if "groups" not in stats:
+    return block_goodness(out, num_classes), label
+  groups = stats["groups"]
+  return block_goodness(out, groups.shape[1]), jnp.argmax(groups[label], axis=-1)
+
+
+def own_and_others(goodness: Array, label: Array) -> tuple[Array, Array]:
+  """The goodness of the label's block and the mean of the other blocks', each `[B]`."""
+  own = jnp.take_along_axis(goodness, label[:, None], axis=1)[:, 0]
+  return own, (jnp.sum(goodness, axis=1) - own) / max(1, goodness.shape[1] - 1)
+
+
+def competition_metrics(goodness: Array, label: Array) -> Metrics:
+  """What a layer reports about its competition `[B, J]`."""
+  own, others = own_and_others(goodness, label)
+  return {
+    "goodness_pos": jnp.mean(own),
+    "goodness_neg": jnp.mean(others),
+    "train_accuracy": jnp.mean(jnp.argmax(goodness, -1) == label),
+  }
+
+
 def channelwise(
   config: ChannelwiseConfig, num_classes: int, numerics: Numerics | None = None
 ) -> Method:
@@ -109,40 +140,25 @@ def channelwise(
     groups = jnp.asarray(config.groups(num_groups, num_classes))
     return {}, {"groups": jax.nn.one_hot(groups, num_groups)}  # [K, J]
 
-  def compete(stats: PyTree, out: LayerOut) -> Array:
-    """Goodness of every block, `[B, J]`, of view 0."""
-    y = out.out[0]
-    num_groups = stats["groups"].shape[1] if "groups" in stats else num_classes
-    return jax.vmap(lambda s: blockwise_mean_of_squares(s, num_groups))(jnp.square(y))
-
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
     del params, context, key
-    g = compete(stats, out)
-    if "groups" in stats:
-      label = jnp.argmax(stats["groups"][label], axis=-1)
-    own = jnp.take_along_axis(g, label[:, None], axis=1)[:, 0]
-    others = (jnp.sum(g, axis=1) - own) / max(1, g.shape[1] - 1)
+    g, label = compete(stats, out, label, num_classes)
     if config.loss == "cwc_clamped":
       rows = jax.vmap(losses.clamped_competitive_loss)(g, label)
     else:
       rows = losses.cross_entropy(g, label)
     loss = jnp.mean(rows)
     if config.loss in ("pvn", "cwg"):
-      pvn = jnp.mean(losses.logistic_loss(own, others, config.theta))
+      pvn = jnp.mean(losses.logistic_loss(*own_and_others(g, label), config.theta))
       weight = config.cwc_weight if config.loss == "cwg" else 0.0
       loss = weight * loss + (1 - weight) * pvn
-    metrics = {
-      "goodness_pos": jnp.mean(own),
-      "goodness_neg": jnp.mean(others),
-      "train_accuracy": jnp.mean(jnp.argmax(g, -1) == label),
-    }
-    return loss, (stats, metrics)
+    return loss, (stats, competition_metrics(g, label))
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
     del params
-    return None if "groups" in stats else compete(stats, out)
+    return None if "groups" in stats else block_goodness(out, num_classes)
 
   def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
     del train, key

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from fflax.core.numerics import Numerics
 from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.binary_stochastic import BinaryStochasticConfig, binary_stochastic
 from fflax.methods.channelwise import ChannelwiseConfig, channelwise
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
@@ -28,6 +29,7 @@ METHODS: Mapping[str, MethodEntry] = {
   "forward_forward": MethodEntry(ForwardForwardConfig, forward_forward),
   "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
   "channelwise": MethodEntry(ChannelwiseConfig, channelwise),
+  "binary_stochastic": MethodEntry(BinaryStochasticConfig, binary_stochastic),
   "backprop": MethodEntry(BackpropConfig, backprop),
 }
 

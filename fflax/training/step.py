@@ -158,6 +158,7 @@ def make_trainer(
   lookahead: Lookahead | None = None,
   weight_store: WeightStore | None = None,
   stack: bool | None = None,
+  samples: int = 0,
 ) -> Trainer:
   """Makes a run's pure functions.
 
@@ -173,6 +174,8 @@ def make_trainer(
     lookahead: whether layers also learn from the losses above them (strict methods only).
     stack: run equal neighbouring layers under `lax.scan` (strict methods only): always, never, or
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
+    samples: 0: random units answer with their expectation, in one pass; T: the answer is the mean
+      softmax of T passes whose units are drawn, a Monte-Carlo estimate of the class probabilities.
 
   Returns:
     A `Trainer`; all of its functions are jit-able and vmap-able over states and keys.
@@ -192,6 +195,8 @@ def make_trainer(
     weight_store,
   )
   check_run(method, run.schedule, run.readouts, lookahead)
+  if samples < 0:
+    raise ValueError(f"samples must be 0 or more, not {samples}")
   locality = method.locality if lookahead is None else "lookahead"
   num_layers = len(network.layers)
   trains_readout = any(r.loss is not None for r in run.readouts)
@@ -281,15 +286,25 @@ def make_trainer(
     new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
     return new, {**layer_metrics, **metrics}
 
-  def answer(state: TrainState, image: Array) -> Answers:
+  def answer_once(state: TrainState, image: Array, key: Key | None = None) -> Answers:
     states = kept_states(state)
-    scores = layer_scores(run, states, image)
-    features = plain_features(run, states, image)
+    scores = layer_scores(run, states, image, key)
+    features = plain_features(run, states, image, key)
     predictions = {
       r.name: r.predict(s.params, scores, features)
       for r, s in zip(run.readouts, state.readouts, strict=True)
     }
     return Answers(predictions, scores)
+
+  def sampled_answer(state: TrainState, image: Array) -> Answers:
+    """The mean probability of each class over `samples` passes."""
+    root = role_key(step_key(state.key, state.step), Role.ANSWER)
+    chances = lambda key: jax.tree.map(jax.nn.softmax, answer_once(state, image, key))  # noqa: E731
+    keys = jax.random.split(root, samples)
+    first = chances(keys[0])
+    add = lambda total, key: (jax.tree.map(jnp.add, total, chances(key)), None)  # noqa: E731
+    total, _ = lax.scan(add, first, keys[1:])
+    return jax.tree.map(lambda a: a / samples, total)
 
   def goodness(state: TrainState, batch: Batch, key: Key) -> Array:
     assert method.goodness is not None
@@ -310,7 +325,7 @@ def make_trainer(
   return Trainer(
     init=init,
     step=step,
-    answer=answer,
+    answer=sampled_answer if samples else answer_once,
     goodness=None if method.goodness is None else goodness,
     features=features,
     layer_states=layer_states,

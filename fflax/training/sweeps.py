@@ -112,26 +112,36 @@ def global_sweep(
   return new, state.coupling, per_layer(rows), tuple(handed)
 
 
-def eval_sweep(run: Run, states: Sequence[LayerState], x: Array) -> tuple[list, list[Array]]:
-  """Class scores and handed-on features `[V, B, ...]` of every layer, in evaluation mode."""
+def eval_sweep(
+  run: Run, states: Sequence[LayerState], x: Array, key: Key | None = None
+) -> tuple[list, list[Array]]:
+  """Class scores and handed-on features `[V, B, ...]` of every layer, in evaluation mode.
+
+  Without a key, random units answer with their expectation.
+  """
   scores, features = [], []
-  for layer, s in zip(run.network.layers, states, strict=True):
+  for i, (layer, s) in enumerate(zip(run.network.layers, states, strict=True)):
     params = load_params(run, s)
-    out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, None)
+    own = None if key is None else layer_key(key, i, Role.FORWARD)
+    out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, own)
     scores.append(run.method.class_scores(params["method"], s.stats["method"], out))
     x = hand_on_views(run.method, out, False, None)
     features.append(x)
   return scores, features
 
 
-def plain_features(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array, ...]:
+def plain_features(
+  run: Run, states: Sequence[LayerState], image: Array, key: Key | None = None
+) -> tuple[Array, ...]:
   """The handed-on features `[B, ...]` of every layer on the plain view."""
-  _, features = eval_sweep(run, states, run.method.plain_view(image)[None])
+  _, features = eval_sweep(run, states, run.method.plain_view(image)[None], key)
   return tuple(f[0] for f in features)
 
 
-def layer_scores(run: Run, states: Sequence[LayerState], image: Array) -> tuple[Array | None, ...]:
+def layer_scores(
+  run: Run, states: Sequence[LayerState], image: Array, key: Key | None = None
+) -> tuple[Array | None, ...]:
   """The class scores `[B, K]` of every layer on the score views; None where a layer has none."""
   if run.method.score_views is None:
     return (None,) * len(states)
-  return tuple(eval_sweep(run, states, run.method.score_views(image))[0])
+  return tuple(eval_sweep(run, states, run.method.score_views(image), key)[0])

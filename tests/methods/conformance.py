@@ -26,6 +26,7 @@ from fflax.core import readouts
 from fflax.core.locality import agrees, locality_matrix
 from fflax.core.numerics_registry import NUMERICS
 from fflax.methods.backprop import BackpropConfig
+from fflax.methods.binary_stochastic import BinaryStochasticConfig
 from fflax.methods.channelwise import ChannelwiseConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
@@ -90,15 +91,17 @@ def _case(method: str, what: str, config: Any, **options: Any) -> Case:
   return Case(method, what, functools.partial(make_method, method, config), **options)
 
 
-_FF, _HFF, _CWC, _BP = (
+_FF, _HFF, _CWC, _BSFF, _BP = (
   ForwardForwardConfig,
   HypersphericalConfig,
   ChannelwiseConfig,
+  BinaryStochasticConfig,
   BackpropConfig,
 )
 _ff = functools.partial(_case, "forward_forward", accuracy={"mlp": 0.7})
 _hff = functools.partial(_case, "hyperspherical", accuracy={"mlp": 0.9})
 _cwc = functools.partial(_case, "channelwise", accuracy={"mlp": 0.8})
+_bsff = functools.partial(_case, "binary_stochastic", accuracy={"mlp": 0.8})
 _bp = functools.partial(_case, "backprop", accuracy={"mlp": 0.9, "cnn": 0.5})
 
 CASES: tuple[Case, ...] = (
@@ -134,6 +137,8 @@ CASES: tuple[Case, ...] = (
   _cwc("clamped", _CWC(loss="cwc_clamped"), brief=("mlp",)),
   _cwc("with pvn", _CWC(loss="cwg"), brief=("mlp",)),
   _cwc("class groups below", _CWC(competing=(5, 10))),
+  _bsff("exact", _BSFF(), brief=("mlp",)),
+  _bsff("binary error", _BSFF(error="binary")),
   _bp("last", _BP(), moves="last moves all", accuracy={"mlp": 0.9}),
   _bp("all", _BP(heads="all", normalization="rms"), moves="own and below"),
 )

@@ -16,7 +16,7 @@ from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.networks.registry import make_network
-from fflax.random import Role, layer_key, step_key
+from fflax.random import Role, layer_key, role_key, step_key
 from fflax.training.lookahead import constant
 from fflax.training.schedules import greedy, interleaved, simultaneous, staggered
 from fflax.training.step import make_trainer
@@ -366,6 +366,52 @@ def test_readouts_learn_from_the_training_pass_of_single_view_methods(sweep, sin
   want = tiny.RATE * np.concatenate(features, -1).T @ error / tiny.ROWS
   np.testing.assert_allclose(new.readouts[0].params["kernel"], want, rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(metrics["readout_loss/softmax_head"], np.log(tiny.CLASSES), rtol=1e-5)
+
+
+def noisy(name):
+  """A tiny layer that is random wherever it has a key."""
+  inner = tiny.dense(name)
+
+  def apply(params, stats, x, *, train, key=None):
+    out, stats = inner.apply(params, stats, x, train=train, key=key)
+    if key is None:
+      return out, stats
+    drawn = out.out + jax.random.normal(key, out.out.shape)
+    return out._replace(out=drawn), stats
+
+  return inner._replace(apply=apply, spec="noisy")
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_sampled_answers_are_the_mean_probability_of_as_many_passes(samples):
+  layers = tiny.network(make=noisy)
+  trainer = tiny.trainer(layers=layers, samples=samples)
+  state = trainer.init(jax.random.key(0), tiny.batch())
+  state = dataclasses.replace(state, step=jnp.int32(3))
+  image = tiny.batch().image
+  got = tiny.jit(trainer.answer)(state, image)
+  root = role_key(step_key(state.key, 3), Role.ANSWER)
+  total, last = 0.0, 0.0
+  for key in jax.random.split(root, samples):
+    x, scores = image, []
+    for i, (layer, s) in enumerate(zip(layers.layers, trainer.layer_states(state), strict=True)):
+      own = layer_key(key, i, Role.FORWARD)
+      x = layer.apply(s.params["layer"], s.stats["layer"], x, train=False, key=own)[0].out
+      scores.append(x[:, : tiny.CLASSES])
+    total += jax.nn.softmax(sum(scores)) / samples
+    last += jax.nn.softmax(scores[-1]) / samples
+  np.testing.assert_allclose(got.readouts["score_sum"], total, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(got.layers[-1], last, rtol=1e-5, atol=1e-6)
+
+
+def test_without_samples_nothing_is_drawn_and_less_than_none_is_refused():
+  plain, random = (tiny.trainer(layers=tiny.network(make=make)) for make in (tiny.dense, noisy))
+  state = plain.init(jax.random.key(0), tiny.batch())
+  image = tiny.batch().image
+  for a, b in zip(*(jax.tree.leaves(t.answer(state, image)) for t in (plain, random)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  with pytest.raises(ValueError, match="0 or more, not -1"):
+    tiny.trainer(samples=-1)
 
 
 # --- keys, readouts, metrics ----------------------------------------------------------------------
