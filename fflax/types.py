@@ -45,12 +45,15 @@ class LayerOut(NamedTuple):
     out: what the layer emits: `act`, pooled if the layer pools.
     square: `out` squared, with a gradient of its own, where the layer's units are stochastic (see
       `fflax.core.pbits`); None: `out * out`.
+    log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
+      their gradient is left to the loss (the estimator "score" of p-bits); else None.
   """
 
   pre: Array
   act: Array
   out: Array
   square: Array | None = None
+  log_prob: Array | None = None
 
 
 class LayerInit(Protocol):

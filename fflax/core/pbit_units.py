@@ -15,6 +15,7 @@ offset 1/2 stays, where a bias could absorb it.
 """
 
 import functools
+import math
 import operator
 
 import jax
@@ -111,6 +112,23 @@ def draw(seeds: Array, v: Array, config: PbitConfig) -> Array:
     noise = rounding_noise(seeds[0 if config.noise == "shared" else index], v.shape)
     word |= (noise < p).astype(jnp.uint16) << index
   return word
+
+
+def log_probability(word: Array, v: Array, config: PbitConfig) -> Array:
+  """The log-probability of each site's bits, as `draw` has them: float32 of the shape of `v`."""
+  terms = []
+  for unit in range(1, config.units + 1):
+    x = v.astype(jnp.float32) - (unit - 0.5)
+    on, off = jax.nn.log_sigmoid(x), jax.nn.log_sigmoid(-x)
+    if config.noise == "independent":
+      terms.append(jnp.where(is_on(word, unit), on, off))
+      continue
+    # P(k on) = sigmoid(v - o_k) - sigmoid(v - o_k - 1), in factors: only units k and k + 1 count.
+    k = count(word)
+    terms.append(jnp.where(k == unit, on, 0) + jnp.where(k == unit - 1, off, 0))
+    if unit < config.units:
+      terms.append(jnp.where(k == unit, math.log1p(-math.exp(-1)), 0))
+  return _sum(terms)
 
 
 def count(word: Array) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.pbit_gradients import flip_gradient
-from fflax.core.pbit_units import draw, pooled_count, to_windows
+from fflax.core.pbit_units import draw, log_probability, pooled_count, to_windows
 from fflax.core.quantize import seed_words
 from fflax.types import Array, Key
 
@@ -39,10 +39,20 @@ def pbit(key: Key, v: Array, config: PbitConfig, window: int = 1) -> tuple[Array
     ValueError: if `v` cannot be pooled so.
   """
   v = v.astype(jnp.float32)
+  word, slope_seeds = _sample(key, v, config)
+  return emit(config, window, to_windows(v, window), to_windows(word, window), slope_seeds)
+
+
+def log_prob(key: Key, v: Array, config: PbitConfig) -> Array:
+  """The log-probability of each site's bits that `pbit` draws, differentiable in `v`."""
+  v = v.astype(jnp.float32)
+  return log_probability(_sample(key, v, config)[0], v, config)
+
+
+def _sample(key: Key, v: Array, config: PbitConfig) -> tuple[Array, Array]:
   # Always three samples' worth, so that another estimator has the same first sample.
   seeds = seed_words(key, 3 * config.units).reshape(3, config.units, 2)
-  word = draw(seeds[0], jax.lax.stop_gradient(v), config)
-  return emit(config, window, to_windows(v, window), to_windows(word, window), seeds[1:])
+  return draw(seeds[0], jax.lax.stop_gradient(v), config), seeds[1:]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

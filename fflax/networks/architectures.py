@@ -11,7 +11,8 @@ from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
 from fflax.networks.conv_blocks import scaled
 from fflax.networks.initializers import Initializer
-from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, Pool, from_linen
+from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, from_linen
+from fflax.networks.units import Pool
 from fflax.types import Layer, Network
 
 NetworkFactory = Callable[..., Network]

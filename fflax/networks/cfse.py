@@ -23,13 +23,19 @@ from fflax.networks.layers import (
   require_space,
 )
 from fflax.networks.products import conv_product
+from fflax.networks.units import SquareNorm, activate
 from fflax.types import Array, Layer, LayerOut, Network
 
 LossInput = Literal["post_norm", "pre_norm"]
 LOSS_INPUTS = ("post_norm", "pre_norm")
 
 
-def _batch_norm(x: Array, train: bool, affine: bool, name: str) -> Array:
+Normed = tuple[Array, Array | None]
+
+
+def _batch_norm(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
+  if square is not None:
+    return SquareNorm(epsilon=1e-4, affine=affine, name=name)(x, square, train)
   norm = nn.BatchNorm(
     use_running_average=not train,
     momentum=0.9,
@@ -38,33 +44,22 @@ def _batch_norm(x: Array, train: bool, affine: bool, name: str) -> Array:
     use_bias=affine,
     name=name,
   )
-  return norm(x)
+  return norm(x), None
 
 
-def _no_norm(x: Array, train: bool, affine: bool, name: str) -> Array:
+def _no_norm(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
   del train, affine, name
-  return x
+  return x, square
 
 
-NORMS: Mapping[str, Callable[[Array, bool, bool, str], Array]] = MappingProxyType(
+NORMS: Mapping[str, Callable[[Array, Array | None, bool, bool, str], Normed]] = MappingProxyType(
   {"batch": _batch_norm, "none": _no_norm}
 )
-"""Normalisations of `[B, H, W, C]` by name: `(x, train, affine, name) -> x`, inside a module.
+"""Normalisations of `[B, H, W, C]` by name, inside a module.
 
+They map `(x, square, train, affine, name)` to x and its square, None for None, see `LayerOut`.
 `batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4.
 """
-
-
-def units(pre: Array, activation: Activation, pool: bool) -> tuple[Array, Array]:
-  """What the units of a layer do with their pre-activation: `(activity, activity after pooling)`.
-
-  Args:
-    pre: `[B, H, W, C]`.
-    activation: elementwise.
-    pool: 2x2 max-pooling with stride 2; an odd last row or column is dropped.
-  """
-  act = activation(pre)
-  return act, nn.max_pool(act, (2, 2), strides=(2, 2)) if pool else act
 
 
 class ChannelwiseLayer(nn.Module):
@@ -113,7 +108,7 @@ class ChannelwiseLayer(nn.Module):
       )
     if self.pool:
       require_space(x, 2, x, "2x2 pooling")
-    x = NORMS[self.input_norm](x, train, False, "input_norm")
+    x, _ = NORMS[self.input_norm](x, None, train, False, "input_norm")
     pre = nn.Conv(
       self.features,
       (3, 3),
@@ -123,8 +118,9 @@ class ChannelwiseLayer(nn.Module):
       conv_general_dilated_cls=conv_product(self.numerics),
       name="conv",
     )(x)
-    act, pooled = units(pre, self.activation, self.pool)
-    return LayerOut(pre, act, NORMS[self.norm](pooled, train, True, "norm"))
+    units = activate(self, self.activation, pre, "max" if self.pool else None)
+    out, square = NORMS[self.norm](units.out, units.square, train, True, "norm")
+    return LayerOut(pre, units.act, out, square, units.log_prob)
 
 
 def cfse(

@@ -11,6 +11,7 @@ from fflax.networks.activations import Activation
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, from_linen, require_image
 from fflax.networks.products import conv_product, dense_product
+from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
 
 GRANULARITIES = ("block", "stage")
@@ -107,9 +108,10 @@ class ConvNormLayer(nn.Module):
       numerics=self.numerics,
       name="conv_norm",
     )(x, train)
-    act = self.activation(pre)
+    units = activate(self, self.activation, pre)
     if not self.pool:
-      return LayerOut(pre, act, act)
+      return LayerOut(pre, *units)
+    act = units.act
     return LayerOut(pre, act, nn.max_pool(act, (3, 3), strides=(2, 2), padding="SAME"))
 
 

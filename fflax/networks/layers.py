@@ -6,8 +6,6 @@ and returns a `LayerOut`; `from_linen` turns the module into a `fflax.types.Laye
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -17,10 +15,9 @@ from fflax.core.numerics import Numerics, float32
 from fflax.networks.activations import Activation, identity
 from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
 from fflax.networks.products import ROUNDING, bind, conv_product, dense_product
+from fflax.networks.units import POOLS, SAMPLING, Pool, activate
 from fflax.types import Array, Key, Layer, LayerOut, PyTree
 
-Pool = Literal["max", "avg"]
-_POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
 DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
 FLOAT32 = float32()
 
@@ -29,7 +26,8 @@ def from_linen(module: nn.Module, name: str) -> Layer:
   """Turns a module `(x, train) -> LayerOut` into a `Layer`.
 
   `stats` is the module's `batch_stats` collection, `{}` if it has none. `key` starts the module's
-  streams "dropout" and "rounding". Equal modules (but for their names) give an equal `spec`.
+  streams "dropout", "rounding" and "sampling". Equal modules (but for their names) give an equal
+  `spec`.
 
   Args:
     module: an unbound linen module, called as `module(x, train=...)`.
@@ -50,7 +48,10 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     variables = {"params": params}
     if stats:
       variables["batch_stats"] = stats
-    rngs = None if key is None else {"dropout": key, ROUNDING: jax.random.fold_in(key, 1)}
+    rngs = None
+    if key is not None:
+      folded = {ROUNDING: jax.random.fold_in(key, 1), SAMPLING: jax.random.fold_in(key, 2)}
+      rngs = {"dropout": key, **folded}
     mutable = ["batch_stats"] if train and stats else []
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)
@@ -88,8 +89,7 @@ class DenseLayer(nn.Module):
       dot_general_cls=dense_product(self.numerics),
       name="dense",
     )(x.reshape(x.shape[0], size))
-    act = self.activation(pre)
-    return LayerOut(pre, act, act)
+    return LayerOut(pre, *activate(self, self.activation, pre))
 
 
 class ConvLayer(nn.Module):
@@ -132,8 +132,8 @@ class ConvLayer(nn.Module):
         `pool` is unknown.
     """
     require_image(x)
-    if self.pool not in (None, *_POOLS):
-      raise ValueError(f"Unknown pool {self.pool!r}; allowed: {', '.join(_POOLS)} or None.")
+    if self.pool not in (None, *POOLS):
+      raise ValueError(f"Unknown pool {self.pool!r}; allowed: {', '.join(POOLS)} or None.")
     pre = nn.Conv(
       self.features,
       self.kernel_size,
@@ -151,11 +151,9 @@ class ConvLayer(nn.Module):
     if self.batch_norm:
       norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
       pre = norm(pre)
-    act = self.activation(pre)
-    if self.pool is None:
-      return LayerOut(pre, act, act)
-    require_space(act, 2, x, "2x2 pooling")
-    return LayerOut(pre, act, _POOLS[self.pool](act, (2, 2), strides=(2, 2)))
+    if self.pool is not None:
+      require_space(pre, 2, x, "2x2 pooling")
+    return LayerOut(pre, *activate(self, self.activation, pre, self.pool))
 
 
 class LocalLayer(nn.Module):
@@ -216,8 +214,7 @@ class LocalLayer(nn.Module):
       bias_init = functools.partial(self.initializer.bias, fan_in=size)
       pre += self.param("bias", bias_init, (points, self.features))[None]
     pre = pre.reshape(batch, height, width, self.features)
-    act = self.activation(pre)
-    return LayerOut(pre, act, act)
+    return LayerOut(pre, *activate(self, self.activation, pre))
 
 
 def aux_conv_layer(

@@ -24,6 +24,7 @@ from fflax.networks.conv_blocks import (
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
 from fflax.networks.products import dense_product
+from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
 
 
@@ -70,9 +71,9 @@ class InvertedResidual(nn.Module):
     )
     h = x
     if self.expansion != 1:
-      h = self.activation(conv(hidden, 1, name="expand")(h, train))
+      h = activate(self, self.activation, conv(hidden, 1, name="expand")(h, train)).act
     depthwise = conv(hidden, self.kernel_size, self.strides, depthwise=True, name="depthwise")
-    h = self.activation(depthwise(h, train))
+    h = activate(self, self.activation, depthwise(h, train)).act
     if self.squeeze_excite:
       h = h * self._gate(h, max(1, channels // 4))
     out = conv(self.features, 1, name="project")(h, train)
@@ -94,7 +95,7 @@ class InvertedResidual(nn.Module):
       )
 
     mean = jnp.mean(h, axis=(1, 2))
-    squeezed = self.activation(dense(reduced, hidden, "squeeze")(mean))
+    squeezed = activate(self, self.activation, dense(reduced, hidden, "squeeze")(mean)).act
     return nn.sigmoid(dense(hidden, reduced, "excite")(squeezed))[:, None, None]
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core.numerics import Numerics
+from fflax.core.pbit_config import PbitConfig
 from fflax.networks.activations import Activation, get_activation
 from fflax.networks.architectures import (
   NetworkFactory,
@@ -62,6 +63,7 @@ def make_network(
   numerics: Numerics,
   activation: str | Activation = "relu",
   kernel_init: str | Initializer = "lecun_normal",
+  pbits: PbitConfig | None = None,
   **options: Any,
 ) -> Network:
   """Makes a network from its name. Equal arguments give layers with equal specs.
@@ -71,6 +73,7 @@ def make_network(
     numerics: how its layers multiply.
     activation: in `ACTIVATIONS`, or an elementwise function.
     kernel_init: in `INITIALIZERS`, or an `Initializer`.
+    pbits: settings of activation "pbits".
     **options: of the network, see `network_options`.
 
   Returns:
@@ -88,7 +91,7 @@ def make_network(
     )
   return NETWORKS[name](
     numerics=numerics,
-    activation=get_activation(activation),
+    activation=get_activation(activation, pbits),
     initializer=get_initializer(kernel_init),
     **options,
   )

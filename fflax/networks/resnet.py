@@ -19,6 +19,7 @@ from fflax.networks.conv_blocks import (
 )
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
+from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
 
 
@@ -58,13 +59,13 @@ class BasicBlock(nn.Module):
       initializer=self.initializer,
       numerics=self.numerics,
     )
-    pre = self.activation(conv(strides=self.strides, name="first")(x, train))
-    pre = conv(name="second")(pre, train)
+    inner = conv(strides=self.strides, name="first")(x, train)
+    pre = conv(name="second")(activate(self, self.activation, inner).act, train)
     if self.strides != 1 or x.shape[-1] != self.features:
       x = conv(kernel_size=1, strides=self.strides, name="shortcut")(x, train)
     pre = pre + x
-    act = self.activation(pre)
-    return LayerOut(pre, act, act)
+    units = activate(self, self.activation, pre)
+    return LayerOut(pre, units.act, units.out, units.square)  # not all that the layer drew
 
 
 def resnet18(

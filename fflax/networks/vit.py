@@ -13,6 +13,7 @@ from fflax.networks.activations import Activation
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, from_linen, require_image
 from fflax.networks.products import dense_product
+from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
 
 
@@ -109,7 +110,7 @@ class TransformerBlock(nn.Module):
 
     hidden = self.mlp_ratio * size
     normed = nn.LayerNorm(epsilon=1e-6, name="mlp_norm")(tokens)
-    units = self.activation(_dense(hidden, size, self, "mlp_in")(normed))
+    units = activate(self, self.activation, _dense(hidden, size, self, "mlp_in")(normed)).act
     tokens = tokens + _dense(size, hidden, self, "mlp_out")(units)
     out = tokens.reshape(x.shape)
     return LayerOut(out, out, out)

@@ -113,6 +113,23 @@ def test_rare_units_are_drawn_as_rarely_as_they_should():
   assert abs(drawn - p * rows) < 4 * (p * rows) ** 0.5
 
 
+@pytest.mark.parametrize("noise", ["independent", "shared"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_log_probability_of_every_word(size, noise):
+  """And its derivative: with independent noise, the count less its mean."""
+  config = PbitConfig(size, noise=noise)
+  for v in (-3.0, 0.4, 2.5):
+    words, chances = zip(*words_of(v, config), strict=True)
+    word, x = jnp.array(words, jnp.uint16), jnp.full((len(words),), v)
+    found, back = jax.vjp(lambda x, w=word: units.log_probability(w, x, config), x)
+    np.testing.assert_allclose(found, np.log(chances), rtol=1e-5)
+    score = np.asarray(back(jnp.ones_like(found))[0], np.float64)
+    np.testing.assert_allclose(score @ chances, 0, atol=1e-6)
+    if noise == "independent":
+      want = units.count(word) - units.expected_count(x, config)
+      np.testing.assert_allclose(score, want, atol=1e-6)
+
+
 def test_windows_drop_an_odd_last_row_and_column():
   x = jnp.arange(2 * 5 * 3 * 2).reshape(2, 5, 3, 2)
   windows = units.to_windows(x, 2)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fflax.networks.activations import ACTIVATIONS, get_activation, relu_ste
+from fflax.core.pbit_config import PbitConfig
+from fflax.networks.activations import ACTIVATIONS, Pbits, get_activation, relu_ste
 
 X = np.array([-3.0, -0.5, 0.25, 2.0, 7.0])
 FORMULAS = {
@@ -19,6 +20,7 @@ FORMULAS = {
   "silu": X / (1 + np.exp(-X)),
   "identity": X,
   "relu_ste": np.maximum(X, 0),
+  "pbits": sum(1 / (1 + np.exp(m - 0.5 - X)) for m in range(1, 8)),
 }
 
 
@@ -46,3 +48,14 @@ def test_relu_ste_passes_the_gradient_straight_through():
 def test_unknown_name():
   with pytest.raises(ValueError, match=r"'swish'; allowed: relu, relu6, leaky_relu, "):
     get_activation("swish")
+
+
+def test_settings_of_pbits():
+  three = get_activation("pbits", PbitConfig(3))
+  assert three == Pbits(PbitConfig(3)) != get_activation("pbits")
+  assert hash(three) == hash(Pbits(PbitConfig(3)))
+  assert get_activation("relu", PbitConfig()) is jax.nn.relu
+  with pytest.raises(ValueError, match="belong to activation 'pbits', not to 'relu'"):
+    get_activation("relu", PbitConfig(3))
+  with pytest.raises(ValueError, match="integer from 1 to 16, not 99"):
+    get_activation("pbits", PbitConfig(99))

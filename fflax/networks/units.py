@@ -1,0 +1,107 @@
+"""What the units of a layer do with their pre-activation: they fire, and are pooled."""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.networks.activations import Activation, Pbits
+from fflax.types import Array
+
+Pool = Literal["max", "avg"]
+POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
+
+SAMPLING = "sampling"
+"""The stream of keys that p-bits draw from; modules without it emit their mean field."""
+
+
+class Units(NamedTuple):
+  """The fields of a `LayerOut` after `pre`, in their order."""
+
+  act: Array
+  out: Array
+  square: Array | None = None
+  log_prob: Array | None = None
+
+
+def activate(
+  module: nn.Module, activation: Activation, pre: Array, pool: Pool | None = None
+) -> Units:
+  """What the units of a layer do with their pre-activation.
+
+  Args:
+    module: whose stream of keys stochastic units draw from; must be inside a compact method.
+    activation: elementwise.
+    pre: `[B, ...]`; `[B, H, W, C]` if it is pooled.
+    pool: 2x2 with stride 2 after the activation; an odd last row or column is dropped.
+
+  Returns:
+    All that a `LayerOut` holds after `pre`. Pooled p-bits take the pool of their own settings for
+    "max"; their average has no `square`.
+  """
+  if isinstance(activation, Pbits):
+    return _activate_pbits(module, activation, pre, pool)
+  act = activation(pre)
+  return Units(act, _pooled(act, pool))
+
+
+def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool | None) -> Units:
+  key = module.make_rng(SAMPLING) if module.has_rng(SAMPLING) else None
+  act, square = activation.emit(key, pre)
+  log_prob = None
+  if key is not None and activation.config.estimator == "score":
+    log_prob = activation.log_prob(key, pre)
+  if pool == "max":
+    return Units(act, *activation.emit(key, pre, 2), log_prob)
+  return Units(act, _pooled(act, pool), square if pool is None else None, log_prob)
+
+
+def _pooled(act: Array, pool: Pool | None) -> Array:
+  return act if pool is None else POOLS[pool](act, (2, 2), strides=(2, 2))
+
+
+class SquareNorm(nn.Module):
+  """Batch norm of `x` `[..., C]` that carries the square of `x`, with its own gradient, along.
+
+  Variables, running averages and values are those of `nn.BatchNorm`; the batch's variance is taken
+  from the given square, so that it has that square's gradient, too.
+
+  Attributes:
+    momentum: of the running averages.
+    epsilon: added to the variance.
+    affine: whether there are a learned scale and shift.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  affine: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array, square: Array, train: bool = False) -> tuple[Array, Array]:
+    """The normalised `x`, and its square."""
+    channels = (x.shape[-1],)
+    mean_average = self.variable("batch_stats", "mean", jnp.zeros, channels)
+    var_average = self.variable("batch_stats", "var", jnp.ones, channels)
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      mean = jnp.mean(x, axis=axes)
+      var = jnp.maximum(jnp.mean(square, axis=axes) - jnp.square(mean), 0)
+      if not self.is_initializing():
+        m = self.momentum
+        mean_average.value = m * mean_average.value + (1 - m) * mean
+        var_average.value = m * var_average.value + (1 - m) * var
+    else:
+      mean, var = mean_average.value, var_average.value
+    factor = lax.rsqrt(var + self.epsilon)
+    if self.affine:
+      factor = factor * self.param("scale", nn.initializers.ones, channels)
+    shape = (1,) * (x.ndim - 1) + channels
+    factor = factor.reshape(shape)
+    y = (x - mean.reshape(shape)) * factor
+    if self.affine:
+      y = y + self.param("bias", nn.initializers.zeros, channels).reshape(shape)
+    # A^2 square + 2 A B x + B^2 for y = A x + B, without its cancellation: the second term is 0,
+    # or a variance, but has a gradient.
+    return y, jnp.square(y) + jnp.square(factor) * (square - jnp.square(x))
