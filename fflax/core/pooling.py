@@ -4,6 +4,7 @@ XLA's own gradient of a max-pool (`select_and_scatter_add`) is a naive loop on a
 long as a convolution. Maxima of shifted images are the same function and the same gradient.
 """
 
+import jax
 import jax.numpy as jnp
 
 from fflax.types import Array
@@ -21,6 +22,14 @@ def max_pool_2x2(x: Array) -> Array:
   return _first_largest(top, bottom)
 
 
+@jax.custom_jvp
 def _first_largest(a: Array, b: Array) -> Array:
-  # Not jnp.maximum, which splits the gradient of equals. `a != a`: not a number stays one.
-  return jnp.where((a >= b) | (a != a), a, b)
+  return jnp.maximum(a, b)
+
+
+@_first_largest.defjvp
+def _first_largest_jvp(
+  primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  (a, b), (da, db) = primals, tangents
+  return _first_largest(a, b), jnp.where(a >= b, da, db)  # JAX's own gradient splits equals

@@ -1,5 +1,6 @@
 """What the units of a layer do with their pre-activation: they fire, and are pooled."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -7,11 +8,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.pooling import max_pool_2x2
 from fflax.networks.activations import Activation, Pbits
 from fflax.types import Array
 
 Pool = Literal["max", "avg"]
-POOLS: Mapping[str, Callable[..., Array]] = {"max": nn.max_pool, "avg": nn.avg_pool}
+POOLS: Mapping[str, Callable[[Array], Array]] = {
+  "max": max_pool_2x2,
+  "avg": functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2)),
+}
 
 SAMPLING = "sampling"
 """The stream of keys that p-bits draw from; modules without it emit their mean field."""
@@ -59,7 +64,7 @@ def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool
 
 
 def _pooled(act: Array, pool: Pool | None) -> Array:
-  return act if pool is None else POOLS[pool](act, (2, 2), strides=(2, 2))
+  return act if pool is None else POOLS[pool](act)
 
 
 class SquareNorm(nn.Module):
