@@ -89,9 +89,22 @@ def check(config: ExperimentConfig) -> None:
   Raises:
     ValueError: one sentence.
   """
+  _check_score(config)
   # No data is loaded, so the number of classes and of steps is any.
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
   check_run(parts["method"], parts["schedule"], parts["readouts"], parts["lookahead"])
+
+
+def _check_score(config: ExperimentConfig) -> None:
+  """Units that leave their gradient to the loss need a loss that brings it, and the reverse."""
+  left = config.activation == "pbits" and config.pbits.estimator == "score"
+  own = config.methods[config.method]
+  error = own.error if config.method == "binary_stochastic" else "exact"
+  if left != error.startswith("reinforce"):
+    raise ValueError(
+      "pbits.estimator 'score' leaves the gradient to the loss, so it goes with method "
+      "'binary_stochastic' and its error 'reinforce' or 'reinforce_baseline', and they with it"
+    )
 
 
 def trainer_parts(
@@ -114,6 +127,7 @@ def trainer_parts(
     config.network,
     numerics=numerics,
     activation=config.activation,
+    pbits=config.pbits,
     kernel_init=config.kernel_init,
     **config.networks[config.network],
   )

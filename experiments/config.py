@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fflax.core.int8_config import Int8Config
+from fflax.core.pbit_config import PbitConfig
 from fflax.core.readouts import READOUTS, ReadoutConfig
 from fflax.data.augment import AugmentConfig
 from fflax.methods.registry import METHODS
@@ -75,6 +76,7 @@ class ExperimentConfig:
     method, methods: the method's name, and the options of each method by name.
     network, networks: the network's name, and the options of each network by name.
     activation, kernel_init: of the network's layers.
+    pbits: settings of activation "pbits".
     numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
     int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
@@ -99,6 +101,7 @@ class ExperimentConfig:
   network: str = "mlp"
   networks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
   activation: str = "relu"
+  pbits: PbitConfig = dataclasses.field(default_factory=PbitConfig)
   kernel_init: str = "fan_in_normal"
   numerics: str = "float32"
   int8: Int8Config = dataclasses.field(default_factory=Int8Config)
@@ -195,6 +198,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
   values = dict(values)
   nested = {
     "int8": Int8Config,
+    "pbits": PbitConfig,
     "lookahead": LookaheadConfig,
     "stagger": StaggerConfig,
     "readout": ReadoutConfig,
@@ -245,6 +249,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     del values["lookahead"]
   if config.int8 == Int8Config():
     del values["int8"]
+  if config.pbits == PbitConfig():
+    del values["pbits"]
   if config.weight_store == "float32":
     del values["weight_store"]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ import pytest
 from experiments import config as config_lib
 from experiments.assembly import check
 from experiments.config import DataConfig, ExperimentConfig
+from fflax.core.pbit_config import PbitConfig
 from fflax.training.lookahead import LookaheadConfig
 
 CONFIGS = sorted(
@@ -43,6 +44,7 @@ def test_every_config_file_is_possible_and_survives_json(path):
     ({"data": {"colour": 1}}, "unknown field 'colour' of data"),
     ({"weight_store": "int4"}, "unknown weight_store 'int4'; there are float32, int8"),
     ({"lookahead": {"mode": "far"}}, "lookahead.mode must be"),
+    ({"pbits": {"unit": 3}}, "unknown field 'unit' of pbits"),
     ({"lookahead": {"lamda": 1.0}}, "unknown field 'lamda' of lookahead"),
     ({"speed": 3}, "unknown field 'speed' of config"),
     ({"methods": {"forward_forward": {"thta": 1}}}, "unknown field 'thta'"),
@@ -60,6 +62,19 @@ def test_wrong_fields_are_one_sentence(changes, sentence):
     ({"numerics": "int3"}, "unknown numerics 'int3'"),
     ({"schedule": "never"}, "unknown schedule 'never'"),
     ({"activation": "step"}, "step"),
+    ({"activation": "pbits", "pbits": {"units": 0}}, "integer from 1 to 16, not 0"),
+    ({"activation": "pbits", "pbits": {"pool": "min"}}, "unknown pool 'min' of pbits"),
+    ({"pbits": {"units": 3}}, "belong to activation 'pbits', not to 'relu'"),
+    ({"activation": "pbits", "pbits": {"estimator": "score"}}, "leaves the gradient to the loss"),
+    (
+      {
+        "method": "binary_stochastic",
+        "methods": {"binary_stochastic": {"error": "reinforce"}},
+        "activation": "pbits",
+        "network": "cfse",
+      },
+      "leaves the gradient to the loss",
+    ),
     ({"networks": {"mlp": {"sizes": ()}}}, "sizes"),
     ({"networks": {"mlp": {"depth": 3}}}, "depth"),
     ({"method": "backprop", "schedule": "greedy"}, "method 'backprop' is global"),
@@ -96,6 +111,8 @@ def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
     dataclasses.replace(base, networks={"mlp": {"sizes": (3,)}}),
     dataclasses.replace(base, lookahead=LookaheadConfig("exact")),
     dataclasses.replace(base, weight_store="int8"),
+    dataclasses.replace(base, activation="pbits"),
+    dataclasses.replace(base, activation="pbits", pbits=PbitConfig(3)),
   ]
   assert {config_lib.fingerprint(c) for c in same} == {config_lib.fingerprint(base)}
   assert len({config_lib.fingerprint(c) for c in [base, *other]}) == 1 + len(other)
