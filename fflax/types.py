@@ -106,15 +106,15 @@ class ViewsFn(Protocol):
 
 
 class Place(NamedTuple):
-  """Where a layer stands: `index` from 0 among `depth` layers."""
+  """Where a layer stands: `position` from 0 among `depth` layers."""
 
-  index: int
+  position: int
   depth: int
 
   @property
   def is_last(self) -> bool:
     """Whether no layer stands above."""
-    return self.index == self.depth - 1
+    return self.position == self.depth - 1
 
 
 class InitLayerFn(Protocol):

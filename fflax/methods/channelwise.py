@@ -42,7 +42,7 @@ class ChannelwiseConfig:
   competing: tuple[int, ...] = ()
   class_groups: tuple[int, ...] = ()
 
-  def check(self, num_classes: int) -> None:
+  def check(self) -> None:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
     if self.loss not in LOSSES:
       raise ValueError(f"channelwise loss must be one of {LOSSES}, not {self.loss!r}")
@@ -51,10 +51,8 @@ class ChannelwiseConfig:
     if not 0 <= self.cwc_weight <= 1:
       raise ValueError(f"channelwise cwc_weight must be in [0, 1], not {self.cwc_weight}")
     for j in self.competing:
-      if type(j) is not int or not 1 <= j <= num_classes:
-        raise ValueError(f"channelwise competing must hold numbers from 1 to {num_classes}: {j!r}")
-      if j < num_classes:
-        self.groups(j, num_classes)
+      if type(j) is not int or j < 1:
+        raise ValueError(f"channelwise competing must hold positive numbers of classes, not {j!r}")
 
   def groups(self, num_groups: int, num_classes: int) -> tuple[int, ...]:
     """The group of each class when `num_groups` compete.
@@ -62,6 +60,10 @@ class ChannelwiseConfig:
     Raises:
       ValueError: the classes cannot be grouped so.
     """
+    if num_groups > num_classes:
+      raise ValueError(
+        f"channelwise competing names {num_groups} classes, but the data has {num_classes}"
+      )
     if self.class_groups:
       if len(self.class_groups) != num_classes or set(self.class_groups) != set(range(num_groups)):
         raise ValueError(
@@ -121,7 +123,7 @@ def channelwise(
     ValueError: see `ChannelwiseConfig.check`; a layer's channels are no multiple of J.
   """
   del numerics  # nothing here multiplies
-  config.check(num_classes)
+  config.check()
 
   def plain_view(image: Array) -> Array:
     return image
@@ -133,7 +135,7 @@ def channelwise(
   def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
     del key
     competing = config.competing or (num_classes,)
-    num_groups = competing[min(place.index, len(competing) - 1)]
+    num_groups = competing[min(place.position, len(competing) - 1)]
     blockwise_mean_of_squares(out.out[0], num_groups)  # refuses channels that cannot be split
     if num_groups == num_classes:
       return {}, {}

@@ -127,15 +127,17 @@ def test_groups_of_classes():
     ({"loss": "hinge"}, "hinge"),
     ({"theta": float("nan")}, "theta"),
     ({"cwc_weight": 1.5}, "cwc_weight"),
-    ({"competing": (5,)}, "from 1 to 4"),
+    ({"competing": (0,)}, "positive numbers of classes, not 0"),
+    ({"competing": (5,)}, "names 5 classes, but the data has 4"),
     ({"competing": (3,)}, "4 classes cannot be split into 3"),
     ({"competing": (2,), "class_groups": (0, 1, 1)}, "each of 4 classes"),
     ({"competing": (2,), "class_groups": (0, 0, 0, 0)}, "no group empty"),
   ],
 )
 def test_impossible_settings_are_refused(options, message):
-  with pytest.raises(ValueError, match=message):
-    channelwise(ChannelwiseConfig(**options), 4)
+  with pytest.raises(ValueError, match=message):  # noqa: PT012
+    method = channelwise(ChannelwiseConfig(**options), 4)
+    method.init_layer(KEY, out_of(np.ones((2, 60))), Place(0, 1))
 
 
 def test_channels_that_are_no_multiple_are_refused():
