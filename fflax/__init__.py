@@ -16,6 +16,7 @@ from fflax.core.int8_config import Int8Config
 from fflax.core.locality import locality_matrix
 from fflax.core.numerics import Numerics, bfloat16, float32
 from fflax.core.numerics_registry import NUMERICS, make_numerics
+from fflax.core.pbit_config import PbitConfig
 from fflax.core.readouts import (
   READOUTS,
   ReadoutConfig,
@@ -83,6 +84,7 @@ __all__ = [
   "Network",
   "Numerics",
   "OptimizerConfig",
+  "PbitConfig",
   "Place",
   "Readout",
   "ReadoutConfig",
