@@ -26,8 +26,8 @@ def from_linen(module: nn.Module, name: str) -> Layer:
   """Turns a module `(x, train) -> LayerOut` into a `Layer`.
 
   `stats` is the module's `batch_stats` collection, `{}` if it has none. `key` starts the module's
-  streams "dropout", "rounding" and "sampling". Equal modules (but for their names) give an equal
-  `spec`.
+  streams "dropout", "sampling" and, in training, "rounding". Equal modules (but for their names)
+  give an equal `spec`.
 
   Args:
     module: an unbound linen module, called as `module(x, train=...)`.
@@ -50,8 +50,9 @@ def from_linen(module: nn.Module, name: str) -> Layer:
       variables["batch_stats"] = stats
     rngs = None
     if key is not None:
-      folded = {ROUNDING: jax.random.fold_in(key, 1), SAMPLING: jax.random.fold_in(key, 2)}
-      rngs = {"dropout": key, **folded}
+      rngs = {"dropout": key, SAMPLING: jax.random.fold_in(key, 2)}
+      if train:  # a sampled answer is rounded like any other: no example may set another's scale
+        rngs[ROUNDING] = jax.random.fold_in(key, 1)
     mutable = ["batch_stats"] if train and stats else []
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)

@@ -108,3 +108,12 @@ def test_a_local_layer_refuses_a_state():
     ValueError, match="locally connected layers cannot run in numerics 'counting'"
   ):
     from_linen(MODULES["local"](COUNTING), "a").init(KEY, jnp.ones((1, 4, 4, 1)))
+
+
+def test_a_sampled_answer_is_rounded_to_nearest():
+  """Random units may ask for a key in evaluation; stochastic rounding must not come with it."""
+  x = jax.random.normal(KEY, (2, 4, 4, 3))
+  layer = from_linen(MODULES["dense"](NOISY), "a")
+  params, stats = layer.init(KEY, x)
+  with_key, without = (layer.apply(params, stats, x, train=False, key=k)[0] for k in (KEY, None))
+  np.testing.assert_array_equal(with_key.out, without.out)

@@ -10,7 +10,7 @@ from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.networks.conv_blocks import ConvNorm, Stage
 from fflax.networks.registry import make_network
 from fflax.networks.resnet import BasicBlock
-from fflax.types import LayerOut
+from fflax.types import LayerOut, Place
 from tests.networks import numpy_blocks as hand
 
 COUNTS = [73_984, 73_984, 230_144, 295_424, 919_040, 1_180_672, 3_673_088, 4_720_640]
@@ -21,7 +21,7 @@ def head_parameters(shape: tuple[int, ...]) -> int:
   out = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   method = backprop(BackpropConfig(), 10)
   params, _ = jax.eval_shape(
-    lambda key, x: method.init_layer(key, LayerOut(x, x, x), True), jax.random.key(0), out
+    lambda key, x: method.init_layer(key, LayerOut(x, x, x), Place(0, 1)), jax.random.key(0), out
   )
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
