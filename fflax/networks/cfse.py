@@ -23,6 +23,7 @@ from fflax.networks.layers import (
   require_space,
 )
 from fflax.networks.products import conv_product
+from fflax.networks.substitutes import SubstituteNorm
 from fflax.networks.units import SquareNorm, activate
 from fflax.types import Array, Layer, LayerOut, Network
 
@@ -52,13 +53,36 @@ def _no_norm(x: Array, square: Array | None, train: bool, affine: bool, name: st
   return x, square
 
 
+def _gain(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
+  return SubstituteNorm(scale=affine, name=name)(x, square, train)
+
+
+def _bias(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
+  if not affine:
+    return x, square
+  return SubstituteNorm(gain=False, scale=False, bias=True, name=name)(x, square, train)
+
+
+def _gain_bias(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
+  return SubstituteNorm(scale=affine, bias=affine, name=name)(x, square, train)
+
+
 NORMS: Mapping[str, Callable[[Array, Array | None, bool, bool, str], Normed]] = MappingProxyType(
-  {"batch": _batch_norm, "none": _no_norm}
+  {
+    "batch": _batch_norm,
+    "gain": _gain,
+    "bias": _bias,
+    "gain_bias": _gain_bias,
+    "none": _no_norm,
+  }
 )
 """Normalisations of `[B, H, W, C]` by name, inside a module.
 
 They map `(x, square, train, affine, name)` to x and its square, None for None, see `LayerOut`.
-`batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4.
+`batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4. Without statistics
+of the batch in the forward pass: `gain`, division by a running root mean square (momentum, epsilon
+as above) and a learned scale; `bias`, a learned offset alone; `gain_bias`, all three. What is
+learned is there if `affine`.
 """
 
 

@@ -107,6 +107,11 @@ class SquareNorm(nn.Module):
     y = (x - mean.reshape(shape)) * factor
     if self.affine:
       y = y + self.param("bias", nn.initializers.zeros, channels).reshape(shape)
-    # A^2 square + 2 A B x + B^2 for y = A x + B, without its cancellation: the second term is 0,
-    # or a variance, but has a gradient.
-    return y, jnp.square(y) + jnp.square(factor) * (square - jnp.square(x))
+    return y, affine_square(y, factor, x, square)
+
+
+def affine_square(y: Array, factor: Array, x: Array, square: Array) -> Array:
+  """The square of `y = factor * x + B`, with the gradient that the square of `x` has."""
+  # A^2 square + 2 A B x + B^2, without its cancellation: the second term is 0, or a variance, but
+  # has a gradient.
+  return jnp.square(y) + jnp.square(factor) * (square - jnp.square(x))
