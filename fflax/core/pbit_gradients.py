@@ -31,6 +31,7 @@ from fflax.core.pbit_units import (
   over_window,
   pooled_count,
   probabilities,
+  slopes,
   to_windows,
 )
 from fflax.types import Array
@@ -50,7 +51,7 @@ def flip_gradient(
   Args:
     v: float32, in the form of `to_windows`.
     word: uint16, the bits that were drawn for `v`.
-    slope_seeds: `[2, M, 2]` uint32, for the two fresh samples of "binary_slope".
+    slope_seeds: `[2, S, 2]` uint32, S `seeds_per_sample`, for the fresh samples of "binary_slope".
     g: float32, cotangent of the pooled count.
     q: float32, cotangent of its square.
     config: of the units.
@@ -63,15 +64,37 @@ def flip_gradient(
     return jnp.zeros_like(v)
   if config.estimator == "ste_autodiff":
     return _autodiff(v, word, g, q, config, window)
+  estimates = _slopes(v, word, slope_seeds, config)
+  if config.noise == "independent" and (config.pool == "count" or window == 1):
+    return _of_two_kinds(word, estimates, g, q, window)
   g, q = _spread(g, window), _spread(q, window)
   return _sum(
     [
       jnp.where(changes, slope * (g + q * (2 * others + 1)), 0)
-      for slope, (changes, others) in zip(
-        _slopes(v, word, slope_seeds, config), flips(word, config, window), strict=True
-      )
+      for slope, (changes, others) in zip(estimates, flips(word, config, window), strict=True)
     ]
   )
+
+
+def _of_two_kinds(word: Array, estimates: list[Array], g: Array, q: Array, window: int) -> Array:
+  """The gradient where a unit's flip depends on no more than whether the unit is on.
+
+  Without a unit that is off, the count is a, without one that is on, a - 1; so it raises the pooled
+  count z where a = z, or where, besides, no other site of the window has as many. The sum over the
+  units is thus that of two sums of slopes.
+  """
+  bits = word.astype(jnp.uint32)
+  on = _sum([s * ((bits >> i) & 1).astype(jnp.float32) for i, s in enumerate(estimates)])
+  off = _sum(estimates) - on
+  total = count(word)
+  if window == 1:
+    return (g + q * (2 * total + 1)) * off + (g + q * (2 * total - 1)) * on
+  pooled = over_window(total, jnp.maximum)
+  largest = total == _spread(pooled, window)
+  alone = over_window(largest.astype(jnp.int32), jnp.add) == 1
+  if_off = _spread(g + q * (2 * pooled + 1), window)
+  if_on = _spread(jnp.where(alone, g + q * (2 * pooled - 1), 0), window)
+  return jnp.where(largest, if_off * off + if_on * on, 0)
 
 
 def flips(word: Array, config: PbitConfig, window: int) -> list[tuple[Array, Array]]:
@@ -170,12 +193,12 @@ def local_expectation(
   return jnp.pad(gradient.reshape(size, h, w, channels), rest)
 
 
-def _slopes(v: Array, word: Array, seeds: Array, config: PbitConfig) -> list[Array | float]:
+def _slopes(v: Array, word: Array, seeds: Array, config: PbitConfig) -> list[Array]:
   """For each unit an estimate of `p(1 - p)`, or the 1 of the plain straight-through estimator."""
   if config.estimator == "ste_identity":
-    return [1.0] * config.units
+    return [jnp.ones_like(v)] * config.units
   if config.estimator == "surprisal":
-    return [p * (1 - p) for p in probabilities(v, config)]
+    return slopes(v, config)
   first = word if config.reuse_forward else draw(seeds[0], v, config)
   second = draw(seeds[1], v, config)
   bits, step = (first ^ second, 0.5) if config.slope_sampler == "xor" else (first & ~second, 1.0)
@@ -186,15 +209,14 @@ def _autodiff(v: Array, word: Array, g: Array, q: Array, config: PbitConfig, win
   """What plain differentiation of the sample's square would give, at the window's first winner."""
   pooled = pooled_count(word, config, window)
   cotangent = _spread(g + 2 * pooled * q, window)
-  slopes = [p * (1 - p) for p in probabilities(v, config)]
   if window == 1:
-    return cotangent * _sum(slopes)
+    return cotangent * _sum(slopes(v, config))
   if config.pool == "count":
-    return jnp.where(_first_largest(count(word)), cotangent * _sum(slopes), 0)
+    return jnp.where(_first_largest(count(word)), cotangent * _sum(slopes(v, config)), 0)
   return _sum(
     [
       jnp.where(_first_largest(is_on(word, unit).astype(jnp.float32)), cotangent * slope, 0)
-      for unit, slope in enumerate(slopes, start=1)
+      for unit, slope in enumerate(slopes(v, config), start=1)
     ]
   )
 

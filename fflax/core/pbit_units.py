@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.pbit_config import PbitConfig
-from fflax.core.quantize import rounding_noise
+from fflax.core.quantize import hash_words
 from fflax.types import Array
 
 
@@ -96,22 +96,46 @@ def _distribution(units: list[Array]) -> list[Array]:
   return sums
 
 
+def slopes(v: Array, config: PbitConfig) -> list[Array]:
+  """`p (1 - p)` of every unit, by one exponential for all."""
+  chances = [1 / (1 + odds) for odds in _odds_against(v, config)]
+  return [p * (1 - p) for p in chances]
+
+
 def draw(seeds: Array, v: Array, config: PbitConfig) -> Array:
-  """Samples all units.
+  """Samples all units, with 16 random bits each.
+
+  Unit m is on where a number r, uniform on the middles of 2^16 intervals, is below its probability
+  p: where `r (1 - p) / p < 1 - r`, for which one exponential serves all units.
 
   Args:
-    seeds: `[M, 2]` uint32, see `fflax.core.quantize.seed_words`.
+    seeds: `[ceil(M / 2), 2]` uint32, see `fflax.core.quantize.seed_words`: a word for two units.
     v: pre-activation of any shape.
     config: of the units.
 
   Returns:
     uint16 of the shape of `v`: bit m - 1 tells whether unit m is on.
   """
-  word = jnp.zeros(v.shape, jnp.uint16)
-  for index, p in enumerate(probabilities(v, config)):
-    noise = rounding_noise(seeds[0 if config.noise == "shared" else index], v.shape)
-    word |= (noise < p).astype(jnp.uint16) << index
-  return word
+  word, words = jnp.zeros(v.shape, jnp.uint32), jnp.zeros((), jnp.uint32)
+  for index, odds in enumerate(_odds_against(v, config)):
+    source = 0 if config.noise == "shared" else index
+    if source % 2 == 0:
+      words = hash_words(seeds[source // 2], v.shape)
+    bits = words & 0xFFFF if source % 2 == 0 else words >> 16
+    r = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-16)
+    word |= (r * odds < 1 - r).astype(jnp.uint32) << index
+  return word.astype(jnp.uint16)
+
+
+def seeds_per_sample(config: PbitConfig) -> int:
+  """How many seeds `draw` takes."""
+  return -(-config.units // 2)
+
+
+def _odds_against(v: Array, config: PbitConfig) -> list[Array]:
+  """`(1 - p) / p` of every unit; infinite where p is 0."""
+  odds = jnp.exp(-v.astype(jnp.float32))
+  return [odds * jnp.float32(math.exp(unit - 0.5)) for unit in range(1, config.units + 1)]
 
 
 def log_probability(word: Array, v: Array, config: PbitConfig) -> Array:

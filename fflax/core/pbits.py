@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.pbit_gradients import flip_gradient
-from fflax.core.pbit_units import draw, log_probability, pooled_count, to_windows
+from fflax.core.pbit_units import draw, log_probability, pooled_count, seeds_per_sample, to_windows
 from fflax.core.quantize import seed_words
 from fflax.types import Array, Key
 
@@ -24,7 +24,7 @@ def pbit(key: Key, v: Array, config: PbitConfig, window: int = 1) -> tuple[Array
   """Samples p-bits. Reverse mode, `jit`, `vmap`, `scan`.
 
   The same key and `v` give the same bits, whatever the window and the estimator. Noise is a hash of
-  each element's index, 24 bits, never in memory.
+  each element's index, 16 bits a unit, never in memory.
 
   Args:
     key: a typed key.
@@ -51,7 +51,8 @@ def log_prob(key: Key, v: Array, config: PbitConfig) -> Array:
 
 def _sample(key: Key, v: Array, config: PbitConfig) -> tuple[Array, Array]:
   # Always three samples' worth, so that another estimator has the same first sample.
-  seeds = seed_words(key, 3 * config.units).reshape(3, config.units, 2)
+  number = seeds_per_sample(config)
+  seeds = seed_words(key, 3 * number).reshape(3, number, 2)
   return draw(seeds[0], jax.lax.stop_gradient(v), config), seeds[1:]
 
 

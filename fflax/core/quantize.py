@@ -151,14 +151,26 @@ def rounding_noise(
     return jax.random.uniform(key, shape, jnp.float32)
   if generator != "hash":
     raise ValueError(f"unknown generator {generator!r}; there are hash, threefry")
+  return (hash_words(key_or_seed, shape) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+
+
+def hash_words(seed: Array, shape: Sequence[int]) -> Array:
+  """Random words from a counter: the flat index of each element, mixed with two seed words.
+
+  Args:
+    seed: `[2]` uint32, see `seed_words`.
+    shape: of the words.
+
+  Returns:
+    uint32.
+  """
   # The second word enters between the rounds: seeds whose first words differ by a multiple of the
   # first constant would else give each other's noise, shifted.
   index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-  h = index * jnp.uint32(0x9E3779B9) + key_or_seed[0]
-  h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D) ^ key_or_seed[1]
+  h = index * jnp.uint32(0x9E3779B9) + seed[0]
+  h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D) ^ seed[1]
   h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
-  h = h ^ (h >> 16)
-  return (h >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+  return h ^ (h >> 16)
 
 
 def noise_like(key: Key, tree: PyTree, generator: Generator = "hash") -> PyTree:
