@@ -31,7 +31,11 @@ class Perceptron(nn.Module):
 
 
 def make_step(
-  sizes: Sequence[int], num_classes: int, optimizer: optax.GradientTransformation, batch: Batch
+  sizes: Sequence[int],
+  num_classes: int,
+  optimizer: optax.GradientTransformation,
+  batch: Batch,
+  seed: int = 0,
 ) -> tuple[Callable[..., tuple[Any, Array]], Any, Callable[[Any, Array], Array]]:
   """The rival's training step.
 
@@ -48,7 +52,8 @@ def make_step(
     bwd_stochastic_rounding="uniform",
   )
   model = qwix.quantize_model(Perceptron(tuple(sizes), num_classes), qwix.QtProvider([rule]))
-  variables = model.init(jax.random.key(0), batch.image)
+  init_key, noise_key = jax.random.split(jax.random.key(seed))
+  variables = model.init(init_key, batch.image)
   params = variables["params"]
 
   def apply(params: Any, image: Array, key: Array) -> Array:
@@ -56,7 +61,7 @@ def make_step(
 
   def step(state: tuple, batch: Batch) -> tuple[tuple, Array]:
     params, opt_state, count = state
-    key = jax.random.fold_in(jax.random.key(1), count)
+    key = jax.random.fold_in(noise_key, count)
 
     def objective(params: Any) -> Array:
       logits = apply(params, batch.image, key)
@@ -67,6 +72,6 @@ def make_step(
     return (optax.apply_updates(params, updates), opt_state, count + 1), loss
 
   def logits(state: tuple, image: Array) -> Array:
-    return apply(state[0], image, jax.random.key(0))
+    return apply(state[0], image, noise_key)
 
   return step, (params, optimizer.init(params), jnp.zeros((), jnp.int32)), logits
