@@ -47,6 +47,8 @@ class LayerOut(NamedTuple):
       `fflax.core.pbits`); None: `out * out`.
     log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
       their gradient is left to the loss (the estimator "score" of p-bits); else None.
+    counts: what p-bits drew, pooled if the layer pools, before any norm; None where units are real,
+      or answer with their expectation. Read by measurements alone.
   """
 
   pre: Array
@@ -54,6 +56,7 @@ class LayerOut(NamedTuple):
   out: Array
   square: Array | None = None
   log_prob: Array | None = None
+  counts: Array | None = None
 
 
 class LayerInit(Protocol):
@@ -77,12 +80,15 @@ class Layer(NamedTuple):
     apply: see `LayerApply`.
     spec: layers with equal `spec` compute the same function of (params, stats, x), so that the
       driver may stack them under `lax.scan`.
+    counts: M, if the layer emits an affine map of counts up to M whenever its units are drawn, so
+      that products with it are additions; else 0.
   """
 
   name: str
   init: LayerInit
   apply: LayerApply
   spec: Hashable
+  counts: int = 0
 
 
 class Network(NamedTuple):
@@ -293,6 +299,9 @@ class Trainer(NamedTuple):
     answer: `(state, image) -> Answers`; deterministic, in evaluation mode.
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
     features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
+    layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
+      view, in evaluation mode; random units are drawn, or answer with their expectation if key is
+      None.
     layer_states: `(state) -> tuple` of L unstacked `LayerState`s, parameters as floats.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
@@ -304,6 +313,7 @@ class Trainer(NamedTuple):
   answer: Callable[[TrainState, Array], Answers]
   goodness: Callable[[TrainState, Batch, Key], Array] | None
   features: Callable[[TrainState, Array], tuple[Array, ...]]
+  layer_outs: Callable[[TrainState, Array, Key | None], tuple[LayerOut, ...]]
   layer_states: Callable[[TrainState], tuple[LayerState, ...]]
   layer_names: tuple[str, ...]
   schedule: Schedule = Schedule("simultaneous")

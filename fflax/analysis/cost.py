@@ -2,6 +2,11 @@
 
 Products carry their kind as a name: `jax.named_scope("fflax.product:<kind>")`, because a dtype
 cannot say that an int8 array holds bits. The innermost name wins and survives differentiation.
+A scope `fflax.core.tags.counts` around products makes `real`, `int8` and `integer` those of counts,
+stored in as many bits as the largest count needs. The input gradient of such a product, which
+strict methods do not have, is a product of reals, but counted as if it were one of counts. Under
+`fflax.core.tags.SAMPLES` each comparison is one sample of a stochastic bit, all else is free.
+
 A scope holds the product alone, no scaling: if it is written as element-wise multiplications (as
 depthwise convolutions may be), each is one MAC, and additions within are free.
 
@@ -30,16 +35,19 @@ from fflax.analysis.counts import Counts, Key, unique
 from fflax.analysis.elementwise import elementwise_ops
 from fflax.analysis.liveness import called_jaxpr, live_equations, open_jaxpr, scan_body_live
 from fflax.analysis.products import Macs, conv_macs, dot_macs
+from fflax.core import tags
 
-TAG = "fflax.product:"
+TAG = tags.PRODUCT
 """What the name of a product's scope starts with."""
 
 INDEXED = ("count_real", "count_int8", "count_int")
 """Kinds whose MACs are index additions, as many as the counts say."""
 
 _KIND = re.compile(re.escape(TAG) + r"(\w+)")
+_COUNTS = re.compile(re.escape(tags.COUNTS) + r"(\d+):(\d+)")
+_OF_COUNTS = {"real": "count_real", "int8": "count_int8", "integer": "count_int"}
 _DTYPES = ("float32", "float16", "bfloat16")
-_STORED_BITS = {"int8": 8, "binary_binary": 1}
+_STORED_BITS = {"int8": 8, "count_int8": 8, "binary_binary": 1}
 
 
 def count(fn: Callable, *args: Any, while_trips: int | None = None) -> Counts:
@@ -136,8 +144,19 @@ def _tag(path: str) -> str | None:
   return tags[-1] if tags else None
 
 
+def counts_of(path: str) -> tuple[int, int]:
+  """What a product under this name stack reads and emits, see `fflax.core.tags.counts`."""
+  found = _COUNTS.findall(path)
+  return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
 def _kind_and_dtype(path: str, *operands: Any) -> tuple[str, str]:
   """From the innermost tag; from the operands' dtypes where there is none."""
+  kind, dtype = _own_kind_and_dtype(path, *operands)
+  return (_OF_COUNTS.get(kind, kind) if counts_of(path)[0] else kind), dtype
+
+
+def _own_kind_and_dtype(path: str, *operands: Any) -> tuple[str, str]:
   dtype, tag = jnp.result_type(*(a.dtype for a in operands)), _tag(path)
   if tag in _DTYPES:
     return "real", tag
@@ -156,20 +175,23 @@ def _product(eqn: JaxprEqn, macs: Macs, path: str) -> Counts:
   """A product's MACs and bits."""
   left, right, out = _avals(*eqn.invars[:2], eqn.outvars[0])
   kind, dtype = _kind_and_dtype(path, left, right)
+  phase, (reads, emits) = _phase(path), counts_of(path)
 
   def operand_bits(aval: Any) -> int:
     width = aval.dtype.itemsize * 8
-    if kind == "real":  # a tag may know better than the trace
+    if kind in ("real", "count_real"):  # a tag may know better than the trace
       width = min(width, jnp.dtype(dtype).itemsize * 8)
     return aval.size * _STORED_BITS.get(kind, width)
 
-  out_bits = out.size * (8 if kind == "int8" else out.dtype.itemsize * 8)
-  phase = _phase(path)
+  # Counts are the left operand as the network multiplies; who transposes may bring them elsewhere.
+  left_bits = left.size * reads.bit_length() if reads and phase == "forward" else operand_bits(left)
+  width = 8 if kind in ("int8", "count_int8") else out.dtype.itemsize * 8
+  out_bits = out.size * (emits.bit_length() if emits and phase == "forward" else width)
   return Counts(
     {
       Key("macs", kind, dtype, phase): macs.dense,
       Key("macs_valid", kind, dtype, phase): macs.valid,
-      Key("bits", "products", dtype, phase): operand_bits(left) + operand_bits(right) + out_bits,
+      Key("bits", "products", dtype, phase): left_bits + operand_bits(right) + out_bits,
     }
   )
 
@@ -178,6 +200,10 @@ def _elementwise(eqn: JaxprEqn, path: str) -> Counts:
   name = eqn.primitive.name
   if not eqn.outvars:  # an effect only
     return Counts({})
+  if tags.SAMPLES in path:
+    # The unit draws by itself: neither its sigmoid nor its noise is computed.
+    samples = _avals(eqn.outvars[0])[0].size if name == "lt" else 0
+    return Counts({Key("pbits", phase=_phase(path)): samples} if samples else {})
   ops = elementwise_ops(eqn)
   if ops is None:
     if any(hasattr(open_jaxpr(p), "eqns") for p in eqn.params.values()):

@@ -64,14 +64,37 @@ def conv_index_adds(
   Returns:
     A float32 scalar; exact below 2^24.
   """
-  height, width, _, features = kernel_shape
+  touched = conv_touches(counts, kernel_shape[:2], strides, padding, rhs_dilation)
+  return kernel_shape[3] // groups * jnp.sum(touched.astype(jnp.float32))
+
+
+def conv_touches(
+  counts: Array,
+  field: tuple[int, int],
+  strides: tuple[int, int],
+  padding: str | tuple[tuple[int, int], tuple[int, int]],
+  rhs_dilation: tuple[int, int] = (1, 1),
+) -> Array:
+  """Every count, times the places of the output that it meets: additions for one output channel.
+
+  Args:
+    counts: `[B, H, W, C]` integers.
+    field: height and width of the kernel.
+    strides: of the convolution, as the rest.
+    padding: see `jax.lax.conv_general_dilated`.
+    rhs_dilation: of the kernel.
+
+  Returns:
+    `[B]` int32, exact if no receptive field holds more than 2^24.
+  """
   # One input and one output channel: which channel a count is in does not matter.
   touched = lax.conv_general_dilated(
     jnp.sum(counts.astype(jnp.float32), axis=-1, keepdims=True),
-    jnp.ones((height, width, 1, 1)),
+    jnp.ones((*field, 1, 1)),
     strides,
     padding,
     rhs_dilation=rhs_dilation,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
   )
-  return features // groups * jnp.sum(touched)
+  return jnp.sum(jnp.round(touched).astype(jnp.int32), axis=(1, 2, 3))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core import tags
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.quantize import hash_words
 from fflax.types import Array
@@ -102,6 +103,7 @@ def slopes(v: Array, config: PbitConfig) -> list[Array]:
   return [p * (1 - p) for p in chances]
 
 
+@jax.named_scope(tags.SAMPLES)
 def draw(seeds: Array, v: Array, config: PbitConfig) -> Array:
   """Samples all units, with 16 random bits each.
 

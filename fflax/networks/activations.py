@@ -65,6 +65,11 @@ class Pbits:
     return jnp.sum(log_prob(key, x, self.config), axis=tuple(range(1, x.ndim)))
 
 
+def largest_count(activation: Activation) -> int:
+  """M, if the activation's samples are counts up to M; 0 if they are real."""
+  return activation.config.units if isinstance(activation, Pbits) else 0
+
+
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
   {
     "relu": jax.nn.relu,

@@ -11,7 +11,7 @@ from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
 from fflax.networks.conv_blocks import scaled
 from fflax.networks.initializers import Initializer
-from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, from_linen
+from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, counting, from_linen
 from fflax.networks.units import Pool
 from fflax.types import Layer, Network
 
@@ -203,7 +203,8 @@ def _conv_network(
 
 def _network(name: str, layer_name: str, modules: Sequence) -> Network:
   layers: list[Layer] = [
-    from_linen(module, f"{layer_name}_{number}") for number, module in enumerate(modules, start=1)
+    from_linen(module, f"{layer_name}_{number}")
+    for number, module in enumerate(counting(modules), start=1)
   ]
   return Network(name, tuple(layers))
 

@@ -12,12 +12,13 @@ from typing import Literal
 import flax.linen as nn
 
 from fflax.core.numerics import Numerics
-from fflax.networks.activations import Activation
+from fflax.networks.activations import Activation, largest_count
 from fflax.networks.architectures import pooling_layers, positive_integers
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import (
   DEFAULT_INITIALIZER,
   FLOAT32,
+  counting,
   from_linen,
   require_image,
   require_space,
@@ -25,7 +26,7 @@ from fflax.networks.layers import (
 from fflax.networks.products import conv_product
 from fflax.networks.substitutes import SubstituteNorm
 from fflax.networks.units import SquareNorm, activate
-from fflax.types import Array, Layer, LayerOut, Network
+from fflax.types import Array, LayerOut, Network
 
 LossInput = Literal["post_norm", "pre_norm"]
 LOSS_INPUTS = ("post_norm", "pre_norm")
@@ -102,6 +103,9 @@ class ChannelwiseLayer(nn.Module):
     activation: elementwise.
     initializer: of kernel and bias.
     numerics: how it multiplies.
+    reads: largest count of the input, where it comes from p-bits, see `Product`. A norm between
+      them, here or in the layer below, is absorbed: the product is one of the counts, with a bias
+      map beside it.
 
   Deviations:
     The running variance is the biased one, where PyTorch keeps the unbiased one.
@@ -115,6 +119,12 @@ class ChannelwiseLayer(nn.Module):
   activation: Activation = nn.relu
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
+  reads: int = 0
+
+  @property
+  def emits(self) -> int:
+    """The largest count behind `out`; 0 if it is real."""
+    return largest_count(self.activation)
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -139,12 +149,12 @@ class ChannelwiseLayer(nn.Module):
       feature_group_count=self.groups,
       kernel_init=self.initializer.kernel,
       bias_init=functools.partial(self.initializer.bias, fan_in=9 * x.shape[-1] // self.groups),
-      conv_general_dilated_cls=conv_product(self.numerics),
+      conv_general_dilated_cls=conv_product(self.numerics, self.reads, self.emits),
       name="conv",
     )(x)
     units = activate(self, self.activation, pre, "max" if self.pool else None)
     out, square = NORMS[self.norm](units.out, units.square, train, True, "norm")
-    return LayerOut(pre, units.act, out, square, units.log_prob)
+    return LayerOut(pre, units.act, out, square, units.log_prob, units.counts)
 
 
 def cfse(
@@ -191,10 +201,10 @@ def cfse(
     raise ValueError(f"Got norm={norm!r}; allowed: {', '.join(NORMS)}.")
   if loss_input not in LOSS_INPUTS:
     raise ValueError(f"Got loss_input={loss_input!r}; allowed: {', '.join(LOSS_INPUTS)}.")
-  layers: list[Layer] = []
+  modules: list[ChannelwiseLayer] = []
   inputs = (groups[0], *channels)  # those of the image are checked when there is one
   for inside, outside, divisor in zip(inputs, channels, groups, strict=False):
-    number = len(layers) + 1
+    number = len(modules) + 1
     if inside % divisor or outside % divisor:
       raise ValueError(
         f"Got channels={channels!r} and groups={groups!r}, but the groups of layer {number} must "
@@ -205,10 +215,13 @@ def cfse(
       divisor,
       pool=number in pool_after,
       norm=norm if loss_input == "post_norm" else "none",
-      input_norm=norm if loss_input == "pre_norm" and layers else "none",
+      input_norm=norm if loss_input == "pre_norm" and modules else "none",
       activation=activation,
       initializer=initializer,
       numerics=numerics,
     )
-    layers.append(from_linen(module, f"cfse_{number}"))
+    modules.append(module)
+  layers = [
+    from_linen(module, f"cfse_{number}") for number, module in enumerate(counting(modules), start=1)
+  ]
   return Network("cfse", tuple(layers))

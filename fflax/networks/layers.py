@@ -6,13 +6,14 @@ and returns a `LayerOut`; `from_linen` turns the module into a `fflax.types.Laye
 
 import functools
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fflax.core.numerics import Numerics, float32
-from fflax.networks.activations import Activation, identity
+from fflax.networks.activations import Activation, identity, largest_count
 from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
 from fflax.networks.products import ROUNDING, bind, conv_product, dense_product
 from fflax.networks.units import POOLS, SAMPLING, Pool, activate
@@ -57,7 +58,16 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)
 
-  return Layer(name, init, apply, spec=module)
+  return Layer(name, init, apply, spec=module, counts=getattr(module, "emits", 0))
+
+
+def counting(modules: Sequence[nn.Module]) -> list[nn.Module]:
+  """A chain of modules, each told in its field `reads` what the one before it `emits`."""
+  emitted = [0, *(getattr(module, "emits", 0) for module in modules[:-1])]
+  return [
+    module.clone(reads=reads) if hasattr(module, "reads") else module
+    for module, reads in zip(modules, emitted, strict=True)
+  ]
 
 
 class DenseLayer(nn.Module):
@@ -69,6 +79,7 @@ class DenseLayer(nn.Module):
     use_bias: whether a bias is added.
     initializer: of kernel and bias.
     numerics: how it multiplies.
+    reads: largest count of the input, where it comes from p-bits, see `Product`.
   """
 
   features: int
@@ -76,6 +87,12 @@ class DenseLayer(nn.Module):
   use_bias: bool = True
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
+  reads: int = 0
+
+  @property
+  def emits(self) -> int:
+    """The largest count of `out`; 0 if it is real."""
+    return largest_count(self.activation)
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -87,7 +104,7 @@ class DenseLayer(nn.Module):
       use_bias=self.use_bias,
       kernel_init=self.initializer.kernel,
       bias_init=functools.partial(self.initializer.bias, fan_in=size),
-      dot_general_cls=dense_product(self.numerics),
+      dot_general_cls=dense_product(self.numerics, self.reads, self.emits),
       name="dense",
     )(x.reshape(x.shape[0], size))
     return LayerOut(pre, *activate(self, self.activation, pre))
@@ -108,6 +125,7 @@ class ConvLayer(nn.Module):
     use_bias: whether the convolution adds a bias.
     initializer: of kernel and bias.
     numerics: how it multiplies.
+    reads: largest count of the input, where it comes from p-bits, see `Product`.
 
   Deviations:
     The running variance is the biased one, where PyTorch keeps the unbiased one.
@@ -123,6 +141,12 @@ class ConvLayer(nn.Module):
   use_bias: bool = True
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
+  reads: int = 0
+
+  @property
+  def emits(self) -> int:
+    """The largest count of `out`; 0 if it is real, or an average of counts."""
+    return 0 if self.pool == "avg" else largest_count(self.activation)
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
@@ -145,7 +169,7 @@ class ConvLayer(nn.Module):
       bias_init=functools.partial(
         self.initializer.bias, fan_in=math.prod(self.kernel_size) * x.shape[-1]
       ),
-      conv_general_dilated_cls=conv_product(self.numerics),
+      conv_general_dilated_cls=conv_product(self.numerics, self.reads, self.emits),
       name="conv",
     )(x)
     require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")

@@ -29,6 +29,7 @@ class Units(NamedTuple):
   out: Array
   square: Array | None = None
   log_prob: Array | None = None
+  counts: Array | None = None
 
 
 def activate(
@@ -59,8 +60,11 @@ def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool
   if key is not None and activation.config.estimator == "score":
     log_prob = activation.log_prob(key, pre)
   if pool == "max":
-    return Units(act, *activation.emit(key, pre, 2), log_prob)
-  return Units(act, _pooled(act, pool), square if pool is None else None, log_prob)
+    out, square = activation.emit(key, pre, 2)
+    return Units(act, out, square, log_prob, None if key is None else out)
+  if pool == "avg":
+    return Units(act, _pooled(act, pool), None, log_prob)
+  return Units(act, act, square, log_prob, None if key is None else act)
 
 
 def _pooled(act: Array, pool: Pool | None) -> Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fflax.core import tags
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import find_blocks, stack_states, unstack_states
 from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer, load_params
@@ -23,6 +24,7 @@ from fflax.training.lookahead_sweep import lookahead_sweep
 from fflax.training.schedules import simultaneous
 from fflax.training.sweeps import (
   global_sweep,
+  layer_outs,
   layer_scores,
   plain_features,
   strict_sweep,
@@ -33,6 +35,7 @@ from fflax.types import (
   Array,
   Batch,
   Key,
+  LayerOut,
   LayerState,
   Method,
   Metrics,
@@ -199,6 +202,7 @@ def make_trainer(
     raise ValueError(f"samples must be 0 or more, not {samples}")
   locality = method.locality if lookahead is None else "lookahead"
   num_layers = len(network.layers)
+  counted = min(layer.counts for layer in network.layers)
   trains_readout = any(r.loss is not None for r in run.readouts)
   own_pass = trains_readout and (not method.single_view or method.negatives_from == "plain")
   run = run._replace(readouts_listen=trains_readout and not own_pass)
@@ -242,6 +246,9 @@ def make_trainer(
   def kept_states(state: TrainState) -> tuple[LayerState, ...]:
     return unstack_states(state.layers, run.blocks)
 
+  def outs(state: TrainState, image: Array, key: Key | None) -> tuple[LayerOut, ...]:
+    return layer_outs(run, kept_states(state), image, key)
+
   def layer_states(state: TrainState) -> tuple[LayerState, ...]:
     return tuple(dataclasses.replace(s, params=load_params(run, s)) for s in kept_states(state))
 
@@ -282,7 +289,9 @@ def make_trainer(
     x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
     layers, coupling, layer_metrics, handed = sweep(run, state, x, batch.label, key, loss_weights)
     if run.readouts_listen:
-      readout_states, metrics = train_readouts(run, state, tuple(h[0] for h in handed), batch.label)
+      heard = tuple(h[0] for h in handed)
+      with tags.counts(counted):
+        readout_states, metrics = train_readouts(run, state, heard, batch.label)
     new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
     return new, {**layer_metrics, **metrics}
 
@@ -290,10 +299,11 @@ def make_trainer(
     states = kept_states(state)
     scores = layer_scores(run, states, image, key)
     features = plain_features(run, states, image, key)
-    predictions = {
-      r.name: r.predict(s.params, scores, features)
-      for r, s in zip(run.readouts, state.readouts, strict=True)
-    }
+    with tags.counts(0 if key is None else counted):
+      predictions = {
+        r.name: r.predict(s.params, scores, features)
+        for r, s in zip(run.readouts, state.readouts, strict=True)
+      }
     return Answers(predictions, scores)
 
   def sampled_answer(state: TrainState, image: Array) -> Answers:
@@ -328,6 +338,7 @@ def make_trainer(
     answer=sampled_answer if samples else answer_once,
     goodness=None if method.goodness is None else goodness,
     features=features,
+    layer_outs=outs,
     layer_states=layer_states,
     layer_names=tuple(layer.name for layer in network.layers),
     schedule=run.schedule,

@@ -16,7 +16,7 @@ from fflax.training.layer_step import (
   scheduled_layer,
   update_layer,
 )
-from fflax.types import Array, Key, Layer, LayerState, Metrics, PyTree, TrainState
+from fflax.types import Array, Key, Layer, LayerOut, LayerState, Metrics, PyTree, TrainState
 
 Sweep = tuple[tuple[LayerState, ...], PyTree, Metrics, tuple[Array, ...]]
 """Of a training sweep: new states by block, coupling, metrics `[L]`, and what each layer handed on
@@ -114,12 +114,12 @@ def global_sweep(
 
 def eval_sweep(
   run: Run, states: Sequence[LayerState], x: Array, key: Key | None = None
-) -> tuple[list, list[Array]]:
-  """Class scores and handed-on features `[V, B, ...]` of every layer, in evaluation mode.
+) -> tuple[list, list[Array], list[LayerOut]]:
+  """Class scores, handed-on features and outputs `[V, B, ...]` of every layer, in evaluation mode.
 
   Without a key, random units answer with their expectation.
   """
-  scores, features = [], []
+  scores, features, outs = [], [], []
   for i, (layer, s) in enumerate(zip(run.network.layers, states, strict=True)):
     params = load_params(run, s)
     own = None if key is None else layer_key(key, i, Role.FORWARD)
@@ -127,15 +127,24 @@ def eval_sweep(
     scores.append(run.method.class_scores(params["method"], s.stats["method"], out))
     x = hand_on_views(run.method, out, False, None)
     features.append(x)
-  return scores, features
+    outs.append(out)
+  return scores, features, outs
 
 
 def plain_features(
   run: Run, states: Sequence[LayerState], image: Array, key: Key | None = None
 ) -> tuple[Array, ...]:
   """The handed-on features `[B, ...]` of every layer on the plain view."""
-  _, features = eval_sweep(run, states, run.method.plain_view(image)[None], key)
+  _, features, _ = eval_sweep(run, states, run.method.plain_view(image)[None], key)
   return tuple(f[0] for f in features)
+
+
+def layer_outs(
+  run: Run, states: Sequence[LayerState], image: Array, key: Key | None
+) -> tuple[LayerOut, ...]:
+  """What every layer computes on the plain view, `[B, ...]`."""
+  *_, outs = eval_sweep(run, states, run.method.plain_view(image)[None], key)
+  return tuple(jax.tree.map(lambda a: a[0], out) for out in outs)
 
 
 def layer_scores(

@@ -288,3 +288,28 @@ def test_any_method_trains_layers_of_pbits(method, network):
       np.testing.assert_array_equal(leaf, want)
   answers = jit(trainer.answer)(new, batch.image)
   np.testing.assert_array_equal(answers.readouts["score_sum"].shape, (4, 3))
+
+
+def test_layers_say_how_high_they_count():
+  """What the next layer's products read; an average of counts is none."""
+  for name, (module, _) in LAYERS.items():
+    assert from_linen(module, name).counts == (3 if name != "local" else 0), name
+  assert from_linen(ConvLayer(8, THREE, pool="avg"), "layer").counts == 0
+  assert from_linen(DenseLayer(8), "layer").counts == 0
+  for name, options in (("mlp", {"sizes": (4, 4, 4)}), ("cfse", {"channels": (10,) * 4})):
+    network = make_network(name, numerics=float32(), activation=THREE, **options)
+    assert [layer.spec.reads for layer in network.layers] == [0, *(3,) * (len(network.layers) - 1)]
+    network = make_network(name, numerics=float32(), **options)
+    assert {layer.spec.reads for layer in network.layers} == {0}
+
+
+def test_counts_are_what_the_pool_hands_on():
+  for name, (module, _) in LAYERS.items():
+    out = run(module, jax.random.key(3))
+    np.testing.assert_array_equal(out.counts, out.out, err_msg=name)
+    assert run(module).counts is None
+  layer = ChannelwiseLayer(8, 2, pool=True, norm="gain_bias", activation=THREE)
+  out = run(layer, jax.random.key(3))
+  rows = np.asarray(out.act)[:, :6, :4].reshape(2, 3, 2, 2, 2, 8)
+  np.testing.assert_array_equal(out.counts, rows.max(axis=(2, 4)))
+  assert np.any(out.counts != out.out)

@@ -709,3 +709,25 @@ def test_impossible_combinations_are_refused_before_any_work(name):
   sentence = str(caught.value)
   assert words in sentence, sentence
   assert "\n" not in sentence and ". " not in sentence.rstrip("."), sentence
+
+
+def test_outputs_of_every_layer_are_those_the_answer_reads():
+  """With a key units are drawn, layer by layer as the answer draws them; without, expected."""
+  trainer = make_trainer(
+    make_network("mlp", numerics=float32(), activation="pbits", sizes=(6, 5)),
+    backprop(BackpropConfig(), 3),
+    [readouts.score_sum()],
+    image_shape=(4,),
+    optimizer=optax.sgd(0.1),
+  )
+  batch = Batch(jax.random.normal(jax.random.key(1), (8, 4)), jnp.zeros(8, jnp.int32))
+  state = trainer.init(jax.random.key(0), batch)
+  plain = trainer.layer_outs(state, batch.image, None)
+  for out, feature in zip(plain, trainer.features(state, batch.image), strict=True):
+    np.testing.assert_array_equal(out.out, feature)
+    assert out.counts is None
+  drawn = [trainer.layer_outs(state, batch.image, jax.random.key(k)) for k in (5, 5, 6)]
+  for first, same, other in zip(*drawn, strict=True):
+    np.testing.assert_array_equal(first.counts, same.counts)
+    assert np.any(first.counts != other.counts)
+    np.testing.assert_array_equal(first.counts, np.round(first.out))

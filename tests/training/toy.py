@@ -126,6 +126,7 @@ def make_trainer(schedule: Schedule | None = None) -> Trainer:
     answer=answer,
     goodness=None,
     features=lambda state, image: (),
+    layer_outs=lambda state, image, key: (),
     layer_states=lambda state: state.layers,
     layer_names=LAYER_NAMES,
     schedule=schedule or simultaneous(),
