@@ -28,6 +28,7 @@ from fflax.core.readouts import (
 )
 from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.channelwise import ChannelwiseConfig, channelwise
+from fflax.methods.collaborative import CollaborativeConfig, collaborative
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.methods.registry import METHODS, make_method
@@ -37,6 +38,7 @@ from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimi
 from fflax.training.schedules import (
   SCHEDULES,
   StaggerConfig,
+  alternating,
   greedy,
   interleaved,
   make_schedule,
@@ -48,6 +50,7 @@ from fflax.training.weight_store import int8_store
 from fflax.types import (
   Answers,
   Batch,
+  Broadcast,
   Layer,
   LayerOut,
   LayerState,
@@ -72,7 +75,9 @@ __all__ = [
   "Answers",
   "BackpropConfig",
   "Batch",
+  "Broadcast",
   "ChannelwiseConfig",
+  "CollaborativeConfig",
   "ForwardForwardConfig",
   "HypersphericalConfig",
   "Int8Config",
@@ -93,9 +98,11 @@ __all__ = [
   "StaggerConfig",
   "TrainState",
   "Trainer",
+  "alternating",
   "backprop",
   "bfloat16",
   "channelwise",
+  "collaborative",
   "describe",
   "float32",
   "for_numerics",

@@ -123,6 +123,18 @@ class Place(NamedTuple):
     return self.position == self.depth - 1
 
 
+class Broadcast(NamedTuple):
+  """What a layer of a collaborative method hears from the others, without a gradient.
+
+  Attributes:
+    goodness: `[L, V, B]`, of all layers on the views of this step, before any update.
+    position: `[]` int32: which of the layers listens.
+  """
+
+  goodness: Array
+  position: Array | int
+
+
 class InitLayerFn(Protocol):
   def __call__(self, key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
     """The layer's trainable extras and its statistics, for an example `out` `[B, ...]`."""
@@ -140,7 +152,7 @@ class LocalLossFn(Protocol):
     """This layer's scalar loss, its new statistics and its metrics (scalars).
 
     `params`, `stats` are the extras of `init_layer`; `out` has leading axes `[V, B]`; `context` is
-    what a collaborative driver gathered from the other layers (None under the strict driver).
+    the `Broadcast` of a collaborative method, None for others.
     """
 
 

@@ -49,7 +49,8 @@ class Rule(NamedTuple):
 
 RULES: Mapping[str, Rule] = MappingProxyType(
   {
-    "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8, collaborative FF
+    "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8
+    "collaborative": Rule(2, False),
     "hyperspherical": Rule(1, False),  # also distance-forward, local losses
     "channelwise": Rule(1, False),
     "binary_stochastic": Rule(1, False),

@@ -21,7 +21,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
 
 from fflax.analysis.cost import counts_of
-from fflax.analysis.liveness import called_jaxpr
+from fflax.analysis.liveness import called_jaxpr, live_equations
 from fflax.analysis.products import conv_macs, dot_macs, shape_of
 from fflax.analysis.traffic import code_ones, conv_touches
 from fflax.types import Array
@@ -47,7 +47,7 @@ class Reader(NamedTuple):
 
 
 def find_readers(fn: Callable, *args: Any) -> tuple[Reader, ...]:
-  """The products of counts in the trace of `fn(*args)`, in order.
+  """The products of counts that `fn(*args)` needs, in the order of its trace.
 
   Args:
     fn: a function whose products are those of `jax.lax` (see `fflax.analysis.plain`), without
@@ -59,18 +59,19 @@ def find_readers(fn: Callable, *args: Any) -> tuple[Reader, ...]:
     ValueError: a product of counts whose layout is not known here.
   """
   found: list[Reader] = []
-  _walk(jax.make_jaxpr(fn)(*args).jaxpr, "", found)
+  jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+  _walk(jaxpr, (True,) * len(jaxpr.outvars), "", found)
   return tuple(found)
 
 
-def _walk(jaxpr: Jaxpr, path: str, found: list[Reader]) -> None:
-  for eqn in jaxpr.eqns:
+def _walk(jaxpr: Jaxpr, live_out: Sequence[bool], path: str, found: list[Reader]) -> None:
+  for eqn, live in live_equations(jaxpr, live_out)[0]:
     name, here = eqn.primitive.name, f"{path}/{eqn.source_info.name_stack}"
     if name in ("dot_general", "conv_general_dilated"):
       if counts_of(here)[0]:
         found.append(_dense(eqn) if name == "dot_general" else _conv(eqn))
     elif (body := called_jaxpr(eqn)) is not None:
-      _walk(body, here, found)
+      _walk(body, live, here, found)
 
 
 def _dense(eqn: JaxprEqn) -> Reader:

@@ -210,8 +210,10 @@ def forward_forward(
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
-    del params, label, context, key
-    g_pos, g_neg = measure(out.act)
+    del params, label, key
+    told = measure(out.act)
+    # What other layers add, where a collaborative method has them add something.
+    g_pos, g_neg = told if context is None else told + context
     theta = goodness_lib.threshold(config.theta, config.goodness, out.act[0, 0].size)
     if config.loss == "logistic":
       rows = losses.logistic_loss(g_pos, g_neg, theta, config.temperature, config.maximize)
@@ -221,8 +223,8 @@ def forward_forward(
       rows = losses.swish_loss(g_pos, g_neg, config.alpha)
     peer, stats = peer_loss(stats, out)
     metrics = {
-      "goodness_pos": jnp.mean(g_pos),
-      "goodness_neg": jnp.mean(g_neg),
+      "goodness_pos": jnp.mean(told[0]),
+      "goodness_neg": jnp.mean(told[1]),
       "pair_accuracy": jnp.mean((g_pos > g_neg) == config.maximize),
       "dead_units": jnp.mean(jnp.all(out.act <= 0, axis=(0, 1))),
     }

@@ -7,6 +7,7 @@ from fflax.core.numerics import Numerics
 from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.binary_stochastic import BinaryStochasticConfig, binary_stochastic
 from fflax.methods.channelwise import ChannelwiseConfig, channelwise
+from fflax.methods.collaborative import CollaborativeConfig, collaborative
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.types import Method
@@ -27,6 +28,7 @@ class MethodEntry(NamedTuple):
 
 METHODS: Mapping[str, MethodEntry] = {
   "forward_forward": MethodEntry(ForwardForwardConfig, forward_forward),
+  "collaborative": MethodEntry(CollaborativeConfig, collaborative),
   "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
   "channelwise": MethodEntry(ChannelwiseConfig, channelwise),
   "binary_stochastic": MethodEntry(BinaryStochasticConfig, binary_stochastic),

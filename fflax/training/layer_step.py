@@ -14,6 +14,7 @@ from fflax.training.lookahead import Lookahead
 from fflax.training.weight_store import WeightStore
 from fflax.types import (
   Array,
+  Broadcast,
   Key,
   Layer,
   LayerOut,
@@ -102,13 +103,22 @@ def layer_loss(
   label: Array,
   key: Key,
   index: Array | int,
+  heard: Array | None = None,
 ) -> tuple[Array, tuple[Array, LayerOut, PyTree, Metrics]]:
-  """One layer's loss on `x` `[V, B, ...]`; aux: loss, output, new statistics, metrics."""
+  """One layer's loss on `x` `[V, B, ...]`; aux: loss, output, new statistics, metrics.
+
+  `heard` `[L, V, B]` is the goodness of all layers, for a collaborative method.
+  """
   out, layer_stats = apply_views(
     layer, params["layer"], stats["layer"], x, True, layer_key(key, index, Role.FORWARD)
   )
   loss, (method_stats, metrics) = run.method.local_loss(
-    params["method"], stats["method"], out, label, None, layer_key(key, index, Role.LOSS)
+    params["method"],
+    stats["method"],
+    out,
+    label,
+    None if heard is None else Broadcast(lax.stop_gradient(heard), index),
+    layer_key(key, index, Role.LOSS),
   )
   stats = {"layer": layer_stats, "method": method_stats}
   return loss, (loss, out, lax.stop_gradient(stats), metrics)
@@ -140,11 +150,12 @@ def _learn_layer(
   key: Key,
   index: Array | int,
   weight: Array | None,
+  heard: Array | None,
 ) -> tuple[LayerState, Array, Metrics]:
   """The strict step of one layer: its own gradient, its update, its hand-on."""
 
   def objective(params: PyTree) -> tuple[Array, tuple]:
-    loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index)
+    loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index, heard)
     return loss if weight is None else weight * loss, aux
 
   params = load_params(run, state)
@@ -182,10 +193,11 @@ def scheduled_layer(
   index: Array | int,
   weight: Array | None,
   mode: Array | None,
+  heard: Array | None = None,
 ) -> tuple[LayerState, Array, Metrics]:
   """Skips (mode 0), forwards (1) or trains (2) a layer; mode None always trains."""
   learn = functools.partial(_learn_layer, run, layer)
-  args = (state, x, label, key, index, weight)
+  args = (state, x, label, key, index, weight, heard)
   if mode is None:
     return learn(*args)
   _, x_shape, metric_shapes = jax.eval_shape(learn, *args)

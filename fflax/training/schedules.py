@@ -36,6 +36,19 @@ def greedy(steps_per_layer: int) -> Schedule:
   return Schedule("greedy", active=active)
 
 
+def alternating() -> Schedule:
+  """Step t trains layer t mod L: each update sees the others' newest parameters.
+
+  The order of G. Lorberbom et al. (AAAI 2024, arXiv 2305.12393, algorithm 2), with a batch for
+  every update: a round over the layers takes L steps.
+  """
+
+  def active(step: Array, num_layers: int) -> Array:
+    return jnp.arange(num_layers) == step % num_layers
+
+  return Schedule("alternating", active=active)
+
+
 def staggered(
   starts: Sequence[int],
   ends: Sequence[int],
@@ -122,7 +135,7 @@ class StaggerConfig:
     return lists[0], lists[1]
 
 
-SCHEDULES = ("simultaneous", "interleaved", "greedy", "staggered")
+SCHEDULES = ("simultaneous", "interleaved", "greedy", "alternating", "staggered")
 
 
 def layer_epochs(
@@ -189,4 +202,4 @@ def make_schedule(
       frozen_stats="update" if config.frozen_stats == "update" else "hold",
       readouts_from=config.readouts_from * steps_per_epoch,
     )
-  return interleaved() if name == "interleaved" else simultaneous()
+  return {"interleaved": interleaved, "alternating": alternating}.get(name, simultaneous)()

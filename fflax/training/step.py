@@ -23,6 +23,7 @@ from fflax.training.lookahead import Lookahead
 from fflax.training.lookahead_sweep import lookahead_sweep
 from fflax.training.schedules import simultaneous
 from fflax.training.sweeps import (
+  collaborative_sweep,
   global_sweep,
   layer_outs,
   layer_scores,
@@ -52,7 +53,12 @@ STACK_FROM = 8
 """Equal neighbours below this number are unrolled: a stack's slices are copied in every step, a
 fifth of an MLP's step on a CPU (`experiments/benchmarks/README.md`), and save compilation only."""
 
-_SWEEPS = {"strict": strict_sweep, "global": global_sweep, "lookahead": lookahead_sweep}
+_SWEEPS = {
+  "strict": strict_sweep,
+  "collaborative": collaborative_sweep,
+  "global": global_sweep,
+  "lookahead": lookahead_sweep,
+}
 
 
 def train_readouts(
@@ -104,8 +110,8 @@ def check_run(
   Raises:
     ValueError: one sentence that says why.
   """
-  if method.locality not in ("strict", "global"):
-    raise ValueError(f"no driver for locality {method.locality!r} of method {method.name!r} yet")
+  if method.locality == "collaborative" and method.goodness is None:
+    raise ValueError(f"method {method.name!r} is collaborative, but has no goodness to tell")
   if method.locality == "global" and (schedule.active is not None or schedule.reforward):
     raise ValueError(
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
@@ -227,7 +233,7 @@ def make_trainer(
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
-  if stack is not False and locality == "strict":
+  if stack is not False and locality in ("strict", "collaborative"):
     smallest = STACK_FROM if stack is None else 2
     run = run._replace(blocks=find_blocks(network.layers, inputs, states, smallest))
   sweep = _SWEEPS[locality]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.random import Role, layer_key
+from fflax.training.blocks import unstack_states
 from fflax.training.layer_step import (
   Run,
   apply_views,
@@ -31,7 +32,13 @@ def per_layer(rows: Sequence[Metrics]) -> Metrics:
 
 
 def strict_sweep(
-  run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
+  run: Run,
+  state: TrainState,
+  x: Array,
+  label: Array,
+  key: Key,
+  weights: Array | None,
+  heard: Array | None = None,
 ) -> Sweep:
   """Every layer learns from its own loss alone; blocks of equal layers run under one `lax.scan`."""
   num_layers = len(run.network.layers)
@@ -54,7 +61,7 @@ def strict_sweep(
     ) -> tuple[LayerState, Array, Metrics]:
       weight = None if weights is None else weights[i]
       mode = None if modes is None else modes[i]
-      return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode)
+      return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode, heard)
 
     if block == 1:
       new, x, metrics = one(block_state, x, first)
@@ -73,17 +80,38 @@ def strict_sweep(
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *args))
         mine, x, metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
-        heard = x if run.readouts_listen else ()
-        return (x, jax.tree.map(put, stacked, mine)), (metrics, heard)
+        kept = x if run.readouts_listen else ()
+        return (x, jax.tree.map(put, stacked, mine)), (metrics, kept)
 
       (x, new), stacked = lax.scan(body, (x, block_state), jnp.arange(block))
       for j in range(block):
-        metrics, heard = jax.tree.map(lambda a, j=j: a[j], stacked)
+        metrics, kept = jax.tree.map(lambda a, j=j: a[j], stacked)
         rows.append(metrics)
-        handed.append(heard)
+        handed.append(kept)
     new_states.append(new)
     first += block
   return tuple(new_states), state.coupling, per_layer(rows), tuple(handed)
+
+
+def collaborative_sweep(
+  run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
+) -> Sweep:
+  """Every layer tells its goodness to all; then each learns from its own loss, as a strict one.
+
+  What is told are numbers of one forward sweep, without a gradient: `[L, V, B]` of them, whatever
+  the width of the layers.
+  """
+  layers, told, h = run.network.layers, [], x
+  states = unstack_states(state.layers, run.blocks)
+  assert run.method.goodness is not None
+  for i, (layer, s) in enumerate(zip(layers, states, strict=True)):
+    params = load_params(run, s)
+    forward_key = layer_key(key, i, Role.FORWARD)
+    out, _ = apply_views(layer, params["layer"], s.stats["layer"], h, True, forward_key)
+    told.append(run.method.goodness(params["method"], s.stats["method"], out))
+    h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+  heard = lax.stop_gradient(jnp.stack(told))
+  return strict_sweep(run, state, x, label, key, weights, heard)
 
 
 def global_sweep(

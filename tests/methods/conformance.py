@@ -28,6 +28,7 @@ from fflax.core.numerics_registry import NUMERICS
 from fflax.methods.backprop import BackpropConfig
 from fflax.methods.binary_stochastic import BinaryStochasticConfig
 from fflax.methods.channelwise import ChannelwiseConfig
+from fflax.methods.collaborative import CollaborativeConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
 from fflax.methods.registry import make_method
@@ -91,8 +92,9 @@ def _case(method: str, what: str, config: Any, **options: Any) -> Case:
   return Case(method, what, functools.partial(make_method, method, config), **options)
 
 
-_FF, _HFF, _CWC, _BSFF, _BP = (
+_FF, _CFF, _HFF, _CWC, _BSFF, _BP = (
   ForwardForwardConfig,
+  CollaborativeConfig,
   HypersphericalConfig,
   ChannelwiseConfig,
   BinaryStochasticConfig,
@@ -100,6 +102,7 @@ _FF, _HFF, _CWC, _BSFF, _BP = (
 )
 _ff = functools.partial(_case, "forward_forward", accuracy={"mlp": 0.7})
 _hff = functools.partial(_case, "hyperspherical", accuracy={"mlp": 0.9})
+_cff = functools.partial(_case, "collaborative", accuracy={"mlp": 0.7})
 _cwc = functools.partial(_case, "channelwise", accuracy={"mlp": 0.8})
 _bsff = functools.partial(_case, "binary_stochastic", accuracy={"mlp": 0.8})
 _bp = functools.partial(_case, "backprop", accuracy={"mlp": 0.9, "cnn": 0.5})
@@ -126,6 +129,13 @@ CASES: tuple[Case, ...] = (
     accuracy={"cnn": 0.2},
     brief=("cnn",),
   ),
+  _cff("fixed", _CFF(structure="ones"), brief=("mlp",)),
+  _cff(
+    "adaptive",
+    _CFF(gamma_rule="sgd", structure="learned_softmax"),
+    accuracy={"mlp": 0.7, "cnn": 0.2},
+  ),
+  _cff("oracle, previous layers", _CFF(gamma_rule="oracle", structure="previous"), brief=("mlp",)),
   _hff("learned", _HFF(aux_features=8), accuracy={"mlp": 0.9, "cnn": 0.6}),
   _hff("ema", _HFF(prototypes="ema")),
   _hff("fixed_random", _HFF(prototypes="fixed_random"), brief=("mlp",)),
@@ -358,8 +368,11 @@ def check_shapes(bench: Bench) -> None:
           if method.goodness is not None:
             goodness = method.goodness(params=own, stats=stats, out=out)
             assert goodness.shape == (num_views, size) and goodness.dtype == jnp.float32
+          context = None
+          if method.locality == "collaborative":
+            context = types.Broadcast(jnp.zeros((len(layers), num_views, size)), i)
           loss, (new, metrics) = method.local_loss(
-            params=own, stats=stats, out=out, label=batch.label, context=None, key=key
+            params=own, stats=stats, out=out, label=batch.label, context=context, key=key
           )
           assert loss.shape == () and loss.dtype == jnp.float32, f"loss is {loss}"
           assert jax.tree.structure(new) == jax.tree.structure(stats), "stats changed their form"

@@ -688,8 +688,8 @@ IMPOSSIBLE = {
     "one prototype a class",
   ),
   "a class of locality without a driver": (
-    lambda: refuse(ff()._replace(locality="collaborative")),
-    "no driver for locality 'collaborative'",
+    lambda: refuse(ff()._replace(locality="collaborative", goodness=None)),
+    "collaborative, but has no goodness to tell",
   ),
   "views of another shape than the plain view": (
     lambda: tiny.trainer(
