@@ -144,12 +144,40 @@ def int8_small_cnn() -> Grid:
   return Grid("int8 on CIFAR-10, a small conv net", "ffint8_small_cnn", points)
 
 
+def collaborative(preset: str, title: str, **common: Any) -> Grid:
+  """Plain FF, F-CFF and A-CFF, and who hears whom, on one recipe with the same seeds."""
+  structures: dict[str, dict[str, Any]] = {
+    "FF": {"structure": "none", "gamma_rule": "fixed"},
+    "F-CFF, all": {"structure": "ones", "gamma_rule": "fixed"},
+    "A-CFF, all": {"structure": "ones", "gamma_rule": "sgd"},
+    "F-CFF, previous": {"structure": "previous", "gamma_rule": "fixed"},
+    "F-CFF, next": {"structure": "next", "gamma_rule": "fixed"},
+    "F-CFF, gamma 0.5": {"structure": "ones", "gamma_rule": "fixed", "gamma": 0.5},
+    "oracle gamma": {"structure": "ones", "gamma_rule": "oracle"},
+    "learned structure": {"structure": "learned_softmax", "gamma_rule": "sgd"},
+  }
+  points = {
+    label: {**common, "methods": {"collaborative": fields}} for label, fields in structures.items()
+  }
+  return Grid(title, preset, points)
+
+
 GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
   {
     "ffint8_table1": table1,
     "ffint8_digits": int8_digits,
     "lookahead_digits": lookahead_digits,
     "ffint8_mnist": int8_mnist,
+    "collaborative_digits": lambda: collaborative(
+      "cff_digits", "Collaborative FF on the digits, 74-200-200"
+    ),
+    "collaborative_digits_deep": lambda: collaborative(
+      "cff_digits",
+      "Collaborative FF on the digits, 74-4x200",
+      epochs=2400,
+      networks={"mlp": {"sizes": (200,) * 4}},
+    ),
+    "networkff_mnist": lambda: collaborative("networkff_mnist", "NetworkFF on MNIST, 784-2x500"),
     "ffint8_cifar10_small": int8_small_cnn,
     "ffint8_cifar10_mobilenetv2": lambda: table5(
       "ffint8_mobilenetv2", "MobileNet-V2", _table5(8.5, 94.1, 12.8, 9.1, 8.9)
