@@ -133,6 +133,12 @@ def test_float32_weights_keep_all_their_bits(implementation):
   np.testing.assert_array_equal(got, w)
 
 
+def test_reference_asks_for_float32():
+  """A CPU has no faster product to fall for; accelerators do, unless the program says no."""
+  x, w = jnp.asarray(random_counts(4, 40, 3)), random_weights(40, 7, "float32")
+  assert "Precision.HIGHEST" in str(jax.make_jaxpr(binary_matmul)(x, w))
+
+
 @EVERY
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(implementation, form):

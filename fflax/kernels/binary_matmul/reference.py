@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core import tags
 from fflax.core.int8_products import int8_dot
 from fflax.core.numerics import bfloat16
 from fflax.core.pbit_config import PbitConfig
@@ -48,4 +49,4 @@ def sampled_matmul(seeds: Array, v: Array, w: Array, config: PbitConfig) -> Arra
 
 def product_scope(w: Array):
   """The name by which `fflax.analysis.cost` knows a product of counts and these weights."""
-  return jax.named_scope(f"fflax.product:count_{'int8' if w.dtype == jnp.int8 else 'real'}")
+  return jax.named_scope(f"{tags.PRODUCT}count_{'int8' if w.dtype == jnp.int8 else 'real'}")
