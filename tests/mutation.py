@@ -187,7 +187,7 @@ FAULTS = (
   Fault(
     "rounding noise that neighbours in seed share, shifted",
     "fflax/core/quantize.py",
-    "* jnp.uint32(0x7FEB352D) ^ key_or_seed[1]",
+    "* jnp.uint32(0x7FEB352D) ^ seed[1]",
     "* jnp.uint32(0x7FEB352D)",
     ("tests/core/quantize_test.py", "-k", "shifted"),
   ),

@@ -17,6 +17,8 @@ offset 1/2 stays, where a bias could absorb it.
 import functools
 import math
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from jax import lax
 
 from fflax.core import tags
 from fflax.core.pbit_config import PbitConfig
-from fflax.core.quantize import hash_words
+from fflax.core.quantize import flat_index, hash_words
 from fflax.types import Array
 
 
@@ -107,26 +109,42 @@ def slopes(v: Array, config: PbitConfig) -> list[Array]:
 def draw(seeds: Array, v: Array, config: PbitConfig) -> Array:
   """Samples all units, with 16 random bits each.
 
-  Unit m is on where a number r, uniform on the middles of 2^16 intervals, is below its probability
-  p: where `r (1 - p) / p < 1 - r`, for which one exponential serves all units.
-
   Args:
-    seeds: `[ceil(M / 2), 2]` uint32, see `fflax.core.quantize.seed_words`: a word for two units.
+    seeds: `[S, 2]` uint32, S `seeds_per_sample`, see `fflax.core.quantize.seed_words`.
     v: pre-activation of any shape.
     config: of the units.
 
   Returns:
     uint16 of the shape of `v`: bit m - 1 tells whether unit m is on.
   """
-  word, words = jnp.zeros(v.shape, jnp.uint32), jnp.zeros((), jnp.uint32)
-  for index, odds in enumerate(_odds_against(v, config)):
-    source = 0 if config.noise == "shared" else index
-    if source % 2 == 0:
-      words = hash_words(seeds[source // 2], v.shape)
-    bits = words & 0xFFFF if source % 2 == 0 else words >> 16
-    r = (bits.astype(jnp.float32) + 0.5) * jnp.float32(2**-16)
-    word |= (r * odds < 1 - r).astype(jnp.uint32) << index
+  word = jnp.zeros(v.shape, jnp.uint32)
+  for unit, on in enumerate(draw_units(seeds, v, flat_index(v.shape), config)):
+    word |= on.astype(jnp.uint32) << unit
   return word.astype(jnp.uint16)
+
+
+def draw_units(seeds: Any, v: Array, index: Array, config: PbitConfig) -> Iterator[Array]:
+  """Whether each unit is on, bool of the shape of `v`, from the first unit to the last.
+
+  Unit m is on where a number r, uniform on the middles of 2^16 intervals, is below its probability
+  p: where `r (1 - p) / p < 1 - r`, for which one exponential serves all units. One random word
+  serves two of them.
+
+  Args:
+    seeds: pairs of uint32, as many as `seeds_per_sample`.
+    v: pre-activation.
+    index: uint32, the number of each element of `v` in the array that it is a part of.
+    config: of the units.
+  """
+  words = index
+  for unit, odds in enumerate(_odds_against(v, config)):
+    source = 0 if config.noise == "shared" else unit
+    if source % 2 == 0:
+      words = hash_words(seeds[source // 2], index)
+    bits = words & jnp.uint32(0xFFFF) if source % 2 == 0 else words >> jnp.uint32(16)
+    # By way of int32, because not every machine converts unsigned integers.
+    r = (bits.astype(jnp.int32).astype(jnp.float32) + 0.5) * jnp.float32(2**-16)
+    yield r * odds < 1 - r
 
 
 def seeds_per_sample(config: PbitConfig) -> int:

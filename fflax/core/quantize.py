@@ -151,26 +151,31 @@ def rounding_noise(
     return jax.random.uniform(key, shape, jnp.float32)
   if generator != "hash":
     raise ValueError(f"unknown generator {generator!r}; there are hash, threefry")
-  return (hash_words(key_or_seed, shape) >> 8).astype(jnp.float32) * jnp.float32(2**-24)
+  words = hash_words(key_or_seed, flat_index(shape))
+  return (words >> 8).astype(jnp.float32) * jnp.float32(2**-24)
 
 
-def hash_words(seed: Array, shape: Sequence[int]) -> Array:
-  """Random words from a counter: the flat index of each element, mixed with two seed words.
+def flat_index(shape: Sequence[int]) -> Array:
+  """The number of each element of an array, row-major, uint32."""
+  return jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(tuple(shape))
+
+
+def hash_words(seed: Array | tuple[Array, Array], index: Array) -> Array:
+  """Random words from a counter: the number of each element, mixed with two seed words.
 
   Args:
-    seed: `[2]` uint32, see `seed_words`.
-    shape: of the words.
+    seed: two uint32, see `seed_words`.
+    index: uint32 of any shape, see `flat_index`.
 
   Returns:
-    uint32.
+    uint32 of the shape of `index`.
   """
   # The second word enters between the rounds: seeds whose first words differ by a multiple of the
   # first constant would else give each other's noise, shifted.
-  index = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
   h = index * jnp.uint32(0x9E3779B9) + seed[0]
-  h = (h ^ (h >> 16)) * jnp.uint32(0x7FEB352D) ^ seed[1]
-  h = (h ^ (h >> 15)) * jnp.uint32(0x846CA68B)
-  return h ^ (h >> 16)
+  h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D) ^ seed[1]
+  h = (h ^ (h >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
+  return h ^ (h >> jnp.uint32(16))
 
 
 def noise_like(key: Key, tree: PyTree, generator: Generator = "hash") -> PyTree:

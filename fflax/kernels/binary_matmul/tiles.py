@@ -1,6 +1,7 @@
 """What both kernels do with one tile in registers: sample, unpack, multiply; and what they cost."""
 
-import math
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from fflax.core.pbit_config import PbitConfig
+from fflax.core.pbit_units import draw_units, seeds_per_sample
 from fflax.kernels.binary_matmul.packing import WORD, Axis
 from fflax.kernels.binary_matmul.shapes import Problem
 from fflax.types import Array
@@ -22,9 +24,6 @@ def sample_tile(
   config: PbitConfig,
 ) -> Array:
   """The counts that `pbit_units.draw` has where this tile lies.
-
-  `draw` numbers the elements of a whole array, a tile is a part of one: hence the second form of
-  the same arithmetic, which the tests hold to the first one bit for bit.
 
   Args:
     seeds: a reference to `[ceil(M / 2), 2]` uint32.
@@ -41,26 +40,9 @@ def sample_tile(
     for axis in (0, 1)
   )
   index = row * jnp.uint32(length) + column
-  odds = jnp.exp(-v.astype(jnp.float32))  # against the unit, (1 - p) / p
-  count = jnp.zeros(v.shape, jnp.int32)
-  words = index
-  for unit in range(config.units):
-    source = 0 if config.noise == "shared" else unit
-    if source % 2 == 0:
-      words = _hash(index, seeds[source // 2, 0], seeds[source // 2, 1])
-    bits = words & jnp.uint32(0xFFFF) if source % 2 == 0 else words >> jnp.uint32(16)
-    # By way of int32, because not every machine converts unsigned integers.
-    r = (bits.astype(jnp.int32).astype(jnp.float32) + 0.5) * jnp.float32(2**-16)
-    count += (r * (odds * jnp.float32(math.exp(unit + 0.5))) < 1 - r).astype(jnp.int32)
-  return count
-
-
-def _hash(index: Array, first: Array, second: Array) -> Array:
-  """`quantize.hash_words` of any flat indices."""
-  h = index * jnp.uint32(0x9E3779B9) + first
-  h = (h ^ (h >> jnp.uint32(16))) * jnp.uint32(0x7FEB352D) ^ second
-  h = (h ^ (h >> jnp.uint32(15))) * jnp.uint32(0x846CA68B)
-  return h ^ (h >> jnp.uint32(16))
+  pairs = [(seeds[i, 0], seeds[i, 1]) for i in range(seeds_per_sample(config))]
+  units = draw_units(pairs, v, index, config)
+  return functools.reduce(operator.add, (on.astype(jnp.int32) for on in units))
 
 
 def unpack_tile(planes: Sequence[Array], axis: Axis) -> Array:
