@@ -1,10 +1,11 @@
 """The card of a run: what it costs, beside its matched backprop controls.
 
-Everything is traced or compiled, nothing is trained. Energies are modelled, not measured.
+Everything is traced or compiled, nothing is trained. Energies are modelled, not measured. Firing
+rates of p-bits, on which their costs depend, are measured before (`experiments.firing`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -12,15 +13,20 @@ import jax.numpy as jnp
 
 from experiments.assembly import check, count_parameters, trainer_parts
 from experiments.config import ExperimentConfig
-from fflax.analysis.cost import count
+from experiments.firing import Measured, draws, twin_of
+from experiments.firing import as_dict as firing_as_dict
+from experiments.pbit_hardware import SAMPLES, Pass, judge
+from fflax.analysis.cost import INDEXED, count
 from fflax.analysis.counts import Counts, Key, PerBatch, split_batch
-from fflax.analysis.energy import MEMORIES, TABLES, energy
+from fflax.analysis.energy import MEMORIES, TABLES, energy, index_additions
+from fflax.analysis.firing import READINGS
 from fflax.analysis.memory import compiled_memory
 from fflax.analysis.plain import plain_numerics
 from fflax.analysis.traffic import optimizer_bits
 from fflax.core.int8_config import Int8Config
 from fflax.core.numerics_registry import make_numerics
 from fflax.data import sources
+from fflax.methods.registry import make_method
 from fflax.training.lookahead import LookaheadConfig
 from fflax.training.step import make_trainer
 from fflax.types import Array, Batch, Trainer, TrainState
@@ -87,10 +93,21 @@ def control_of(config: ExperimentConfig, numerics: str) -> ExperimentConfig:
 
 
 def columns(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
-  """The run and its controls, in float32 and in the run's own numerics."""
+  """The run and its controls, in float32 and in the run's own numerics.
+
+  A run whose units are p-bits answers by sampled passes (one, if it names none). It stands beside
+  the same run with real units, in float32 and in int8, and its controls have real units, too.
+  """
   found = {"run": config}
+  if draws(config):
+    found["run"] = dataclasses.replace(config, eval_samples=max(1, config.eval_samples))
   for numerics in dict.fromkeys(("float32", config.numerics)):
-    found[f"backprop {numerics}"] = control_of(config, numerics)
+    real = twin_of(config, numerics) if draws(config) else config
+    found[f"backprop {numerics}"] = control_of(real, numerics)
+  if draws(config) and config.method != "backprop":
+    for numerics in ("float32", "int8"):
+      twin = twin_of(config, numerics)
+      found[f"{twin.method} {numerics}"] = twin
   return found
 
 
@@ -100,6 +117,7 @@ def card(
   *,
   table: str = "horowitz_45nm",
   memory: bool = True,
+  firing: Measured | None = None,
 ) -> dict[str, Any]:
   """Counts, memory and modelled energy of a run and its controls.
 
@@ -108,16 +126,31 @@ def card(
     task: of its data, see `find_task`.
     table: of energies, in `fflax.analysis.energy.TABLES`.
     memory: also compile each step for this machine and read its peak memory.
+    firing: of p-bits, which a run that has them needs.
 
   Returns:
     Plain values, ready for JSON: "columns" by title, each with "training" (one example of a batch)
     and "prediction" (one example alone, by the first readout), "parameters" and "memory" (bytes).
+    Of p-bits also "firing", and "judge": the products of one pass on hardware that has them.
 
   Raises:
-    ValueError: the run or its control is impossible; one sentence.
+    ValueError: the run or its control is impossible, or firing rates are missing; one sentence.
   """
   if table not in TABLES:
     raise ValueError(f"unknown energy table {table!r}; there are {', '.join(TABLES)}")
+  if draws(config) and firing is None:
+    raise ValueError("what p-bits cost depends on how often they fire: measure that first")
+  own = firing if draws(config) else None
+  found = {
+    title: _column(one, task, table, memory, own if title == "run" else None)
+    for title, one in columns(config).items()
+  }
+  rows = None
+  if own is not None:
+    one, twin = (
+      forward_pass(c, task, c.readouts[0], own) for c in (config, twin_of(config, "float32"))
+    )
+    rows = judge(one, twin, table)
   return {
     "table": table,
     "table_source": TABLES[table].source,
@@ -126,17 +159,38 @@ def card(
     "num_classes": task.num_classes,
     "network": config.network,
     "batch_size": config.data.batch_size,
-    "columns": {title: _column(one, task, table, memory) for title, one in columns(config).items()},
+    "columns": found,
+    "firing": None if own is None else firing_as_dict(own),
+    "judge": rows,
   }
 
 
-def _column(config: ExperimentConfig, task: Task, table: str, memory: bool) -> dict[str, Any]:
+def forward_pass(
+  config: ExperimentConfig, task: Task, readout: str, firing: Measured | None
+) -> Pass:
+  """The products and stochastic bits of one pass of one example, by one readout.
+
+  `firing` is that of the run's p-bits; it is not read if the run's units are real.
+  """
+  one = dataclasses.replace(config, eval_samples=int(draws(config)))
+  counts = prediction_cost(_trainer(one, task, plain=True), task, readout).per_example(1)
+  indexed = sum(counts.total("macs", kind=kind) for kind in INDEXED)
+  products = firing.of([readout]) if draws(config) and firing is not None else []
+  return Pass(counts.total("macs") - indexed, counts.total("pbits"), products)
+
+
+def _column(
+  config: ExperimentConfig, task: Task, table: str, memory: bool, firing: Measured | None
+) -> dict[str, Any]:
   check(config)
   trainer = _trainer(config, task, plain=True)
   training = training_cost(trainer, task, config.data.batch_size)
   prediction = prediction_cost(trainer, task, config.readouts[0])
   state, _ = _abstract(trainer, task, config.data.batch_size)
   found, missing = _memory(config, task) if memory else (None, None)
+  # Heads that learn from a pass of their own learn from the mean field: their products are real.
+  method = make_method(config.method, config.methods[config.method], task.num_classes)
+  listening = config.readouts if method.single_view else ()
   return {
     "method": config.method,
     "numerics": config.numerics,
@@ -145,8 +199,8 @@ def _column(config: ExperimentConfig, task: Task, table: str, memory: bool) -> d
     "readout": config.readouts[0],
     "locality": trainer.locality,
     "parameters": count_parameters(state),
-    "training": _plain(training.per_example(config.data.batch_size), table),
-    "prediction": _plain(prediction.per_example(1), table),
+    "training": _plain(training.per_example(config.data.batch_size), table, firing, listening),
+    "prediction": _plain(prediction.per_example(1), table, firing, config.readouts[:1]),
     "memory": found,
     "notes": [missing] if missing else [],
   }
@@ -197,18 +251,35 @@ def prediction_cost(trainer: Trainer, task: Task, readout: str) -> PerBatch:
   )
 
 
-def _plain(counts: Counts, table: str) -> dict[str, Any]:
-  """A section of the card as plain values."""
+def _plain(
+  counts: Counts, table: str, firing: Measured | None, readouts: Sequence[str]
+) -> dict[str, Any]:
+  """A section of the card as plain values; `readouts` are those whose products are in it.
+
+  A gradient of weights adds where its input fires: as often as the product itself.
+  """
+  traced, adds = counts, dict.fromkeys(READINGS, 0.0)
+  if firing is not None:
+    for reading in reversed(READINGS):  # the energy is that of the first, the dearer one
+      rates = dict.fromkeys(INDEXED, firing.rate(reading, readouts))
+      sums = "int32" if traced.total("macs", kind="count_int8") else "float32"
+      counts = index_additions(traced, rates, reading=reading, accumulator=sums)
+      adds[reading] = counts.total("index_adds")
   energies = {name: energy(counts, table, memory=where) for name, where in MEMORIES.items()}
 
   def named(what: str, *fields: str) -> dict[str, float]:
-    return {" ".join(key): n for key, n in counts.by(what, *fields).items()}
+    return {" ".join(key): n for key, n in traced.by(what, *fields).items()}
 
   random = sum(n for key, n in counts.items.items() if _is_random(key))
   return {
-    "macs": counts.total("macs"),
-    "macs_valid": counts.total("macs_valid"),
+    "macs": traced.total("macs"),
+    "macs_valid": traced.total("macs_valid"),
     "macs_by_type": named("macs", "phase", "kind", "dtype"),
+    "index_adds": adds,
+    "pbits": traced.total("pbits"),
+    "pbit_pj": {
+      name: energy(traced.only("pbits"), table, pbit=pbit).total for name, pbit in SAMPLES.items()
+    },
     "ops": counts.total("ops") - random,
     "ops_by_type": named("ops", "kind", "dtype"),
     "random_words": random,

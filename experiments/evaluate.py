@@ -5,13 +5,11 @@ Prints the accuracy of every layer and readout on every split; changes nothing i
 
 import pathlib
 
-import jax
 from absl import flags
 
 from experiments import cli, config, console, workdir
 from experiments.assembly import build, prove_locality
-from experiments.running import final_accuracies
-from fflax.training import checkpoint
+from experiments.running import final_accuracies, restored
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ff_digits", "folder of the run")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where sets lie here, if not where they lay")
@@ -21,22 +19,12 @@ _STEP = flags.DEFINE_integer("step", -1, "which checkpoint; -1 for the newest")
 def main(argv: list[str]) -> int:
   del argv
   folder = pathlib.Path(_WORKDIR.value).expanduser()
-  try:
-    with cli.checking():
-      chosen = workdir.read_config(folder)
-      values = config.as_dict(chosen)
-      if _DATA_DIR.value:
-        values["data"]["data_dir"] = _DATA_DIR.value
-      experiment = build(config.from_mapping(values))
-      fresh = jax.eval_shape(experiment.init)
-      state = checkpoint.restore(
-        folder / "checkpoints",
-        fresh,
-        step=None if _STEP.value < 0 else _STEP.value,
-        fingerprint=config.fingerprint(chosen),
-      )
-  except checkpoint.CheckpointError as error:
-    raise cli.UsageError(str(error)) from error
+  with cli.checking():
+    values = config.as_dict(workdir.read_config(folder))
+    if _DATA_DIR.value:
+      values["data"]["data_dir"] = _DATA_DIR.value
+    experiment = build(config.from_mapping(values))
+    state = restored(experiment, folder, None if _STEP.value < 0 else _STEP.value)
   console.console.print(
     f"workdir   {folder}, step {int(state.step)} of {experiment.plan.num_steps}"
   )

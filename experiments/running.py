@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+
 from experiments import cli, config, console, workdir
 from experiments.assembly import Experiment
 from fflax.training import checkpoint
@@ -42,6 +44,23 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
     raise cli.UsageError(str(error)) from error
   except (Diverged, Interrupted) as stop:
     raise cli.Stopped(str(stop)) from stop
+
+
+def restored(experiment: Experiment, folder: pathlib.Path, step: int | None = None) -> TrainState:
+  """The state of the run's checkpoint in `folder`; the newest if `step` is None.
+
+  Raises:
+    UsageError: there is none, or it is damaged or another run's.
+  """
+  try:
+    return checkpoint.restore(
+      folder / "checkpoints",
+      jax.eval_shape(experiment.init),
+      step=step,
+      fingerprint=config.fingerprint(experiment.config),
+    )
+  except checkpoint.CheckpointError as error:
+    raise cli.UsageError(str(error)) from error
 
 
 def final_accuracies(experiment: Experiment, state: TrainState) -> dict[str, dict[str, float]]:
