@@ -6,26 +6,10 @@ epochs and seeds, so that differences are paired.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Grid(NamedTuple):
-  """A comparison.
-
-  Attributes:
-    title: of the table and the figure.
-    preset: the configuration that all points start from, a name in `experiments/configs`.
-    points: label -> changed fields, nested as in `ExperimentConfig`.
-    published: label -> test error in percent, where a paper states one.
-    note: what a reader of the table must know.
-  """
-
-  title: str
-  preset: str
-  points: Mapping[str, Mapping[str, Any]]
-  published: Mapping[str, float] = MappingProxyType({})
-  note: str = ""
-
+from experiments.studies import pbit_grids
+from experiments.studies.comparison import Grid
 
 _INT8: dict[str, Any] = {"numerics": "int8"}
 _DIRECT: dict[str, Any] = {"numerics": "int8_nearest"}
@@ -188,6 +172,7 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     "ffint8_cifar10_resnet18": lambda: table5(
       "ffint8_resnet18", "ResNet-18", _table5(6.5, 92.8, 10.3, 7.1, 6.9)
     ),
+    **pbit_grids.grids(),
   }
 )
 """Grids by name."""

@@ -1,10 +1,15 @@
 """Studies of many points: every grid is possible, and a table says what was not reached."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
-from experiments import config, results
-from experiments.assembly import check
+from experiments import config, pbit_hardware, results
+from experiments.assembly import build, check
+from experiments.firing import Product
 from experiments.studies import comparison
+from experiments.studies import grid as grid_lib
 from experiments.studies.grids import GRIDS, Grid
 
 
@@ -52,3 +57,64 @@ def test_table_and_figure_show_what_diverged(tmp_path):
   assert lines[-1] == "A note."
   comparison.draw(study, rows, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_answers_of_one_state_stand_in_one_line(tmp_path):
+  columns = {"seeds": [0], "diverged": [], "locality": "strict", "published": None}
+  rows = [
+    results.row("e", [10.0 * i + s], **columns, preset=label, readout=readout, samples=s)
+    for i, (label, ways) in enumerate({"pbits": (1, 0), "real": (0,)}.items())
+    for readout in ("a", "b")
+    for s in ways
+  ]
+  study = Grid("Title", "bsff_digits", {}, samples=(1, 0), readouts=("a", "b"))
+  lines = comparison.table(study, rows).splitlines()
+  ways = [f"{r}, {how}, error %" for r in "ab" for how in ("1 sample", "mean field")]
+  assert lines[2] == f"| | {' | '.join(ways)} | seeds | diverged | locality | published % |"
+  assert lines[4:6] == [
+    "| pbits | 1.00 +- 0.00 | 0.00 +- 0.00 | 1.00 +- 0.00 | 0.00 +- 0.00 | 1 | 0 | strict |  |",
+    "| real | - | 10.00 +- 0.00 | - | 10.00 +- 0.00 | 1 | 0 | strict |  |",
+  ]
+  comparison.draw(study, rows, tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_points_are_asked_for_every_answer_of_one_state(tmp_path, monkeypatch):
+  """Trained once; the answers differ, and are those of runs with that number of samples."""
+  changes = {
+    "networks": {"cfse": {"channels": (10,), "groups": (1,), "pool_after": (1,)}},
+    "epochs": 1,
+    "data": {"batch_size": 100},
+  }
+  study = Grid("T", "bsff_digits", {"p": changes}, samples=(2, 0), readouts=("softmax_last",))
+  chosen = comparison.configurations(study, None, "")["p"]
+  runs = []
+
+  def run_in(experiment, state, folder):
+    runs.append(folder)
+    return state
+
+  monkeypatch.setattr(grid_lib, "run_in", run_in)
+  monkeypatch.setattr(grid_lib, "prove_locality", lambda experiment: np.eye(1, dtype=bool))
+  point = grid_lib.run_point(chosen, [3], tmp_path, study.samples)
+  assert len(runs) == 1
+  assert list(point.tests) == [2, 0]
+  experiment = build(dataclasses.replace(chosen, seed=3, eval_samples=2))
+  state = experiment.init()
+  data = experiment.dataset.test
+  wanted = experiment.evaluator("test", data)(state)["test/accuracy/last_layer"]
+  assert point.tests[2][0]["accuracy/last_layer"] == float(wanted)
+  rows = grid_lib.rows_of(point, study, "p", [3], "command")
+  assert [(r["samples"], r["readout"], r["seeds"]) for r in rows] == [
+    (2, "softmax_last", [3]), (0, "softmax_last", [3]),
+  ]  # fmt: skip
+  costs = grid_lib.costs_of(point, study)
+  one = pbit_hardware.from_dict(costs["passes"]["softmax_last"])
+  assert one.macs == 9 * 64 * 10
+  assert [p.name for p in one.products] == ["softmax_last"]
+  assert one.products[0].thermo == pytest.approx(10 * 160 * costs["firing"][0][0]["mean_count"])
+
+
+def test_the_mean_of_passes():
+  one, two = (pbit_hardware.Pass(5, 6, [Product("a", 7, 2.0 * i, 1.0 * i, 9)]) for i in (1, 3))
+  assert pbit_hardware.mean([one, two]) == one._replace(products=[Product("a", 7, 4.0, 2.0, 9)])
