@@ -8,8 +8,7 @@ import pytest
 from experiments import config, pbit_hardware, results
 from experiments.assembly import build, check
 from experiments.firing import Product
-from experiments.studies import comparison
-from experiments.studies import grid as grid_lib
+from experiments.studies import comparison, points
 from experiments.studies.grids import GRIDS, Grid
 
 
@@ -94,9 +93,9 @@ def test_points_are_asked_for_every_answer_of_one_state(tmp_path, monkeypatch):
     runs.append(folder)
     return state
 
-  monkeypatch.setattr(grid_lib, "run_in", run_in)
-  monkeypatch.setattr(grid_lib, "prove_locality", lambda experiment: np.eye(1, dtype=bool))
-  point = grid_lib.run_point(chosen, [3], tmp_path, study.samples)
+  monkeypatch.setattr(points, "run_in", run_in)
+  monkeypatch.setattr(points, "prove_locality", lambda experiment: np.eye(1, dtype=bool))
+  point = points.run_point(chosen, [3], tmp_path, study.samples)
   assert len(runs) == 1
   assert list(point.tests) == [2, 0]
   experiment = build(dataclasses.replace(chosen, seed=3, eval_samples=2))
@@ -104,11 +103,11 @@ def test_points_are_asked_for_every_answer_of_one_state(tmp_path, monkeypatch):
   data = experiment.dataset.test
   wanted = experiment.evaluator("test", data)(state)["test/accuracy/last_layer"]
   assert point.tests[2][0]["accuracy/last_layer"] == float(wanted)
-  rows = grid_lib.rows_of(point, study, "p", [3], "command")
+  rows = points.rows_of(point, study, "p", [3], "command")
   assert [(r["samples"], r["readout"], r["seeds"]) for r in rows] == [
     (2, "softmax_last", [3]), (0, "softmax_last", [3]),
   ]  # fmt: skip
-  costs = grid_lib.costs_of(point, study)
+  costs = points.costs_of(point, study)
   one = pbit_hardware.from_dict(costs["passes"]["softmax_last"])
   assert one.macs == 9 * 64 * 10
   assert [p.name for p in one.products] == ["softmax_last"]

@@ -5,7 +5,7 @@ import pytest
 from experiments import pbit_hardware, results
 from experiments.firing import Product
 from experiments.pbit_hardware import Pass
-from experiments.studies import pbit_energy
+from experiments.studies import energy_front
 from experiments.studies.pbit_grids import CHANNELWISE
 
 RANDOM = Pass(100.0, 40.0, [Product("b", 900, 700.0, 500.0, 16)])
@@ -29,7 +29,7 @@ def make_study(**changes):
 
 
 def test_energies_by_hand():
-  rows = pbit_energy.rows_of(make_study(), "horowitz_45nm")
+  rows = energy_front.rows_of(make_study(), "horowitz_45nm")
   got = {(r["preset"], r["samples"]): r["energy_uj"] for r in rows}
   want = {  # pJ: width, reading, p-bit
     ("M = 1", 1, "float32", "code", "no read-out"): 100 * 4.6 + 500 * 0.9 + 40 * 0.002,
@@ -47,29 +47,29 @@ def test_energies_by_hand():
 def test_what_is_not_known_is_left_out():
   study = make_study()
   del study["costs"][CHANNELWISE]
-  found = [(r["preset"], r["samples"]) for r in pbit_energy.rows_of(study, "horowitz_45nm")]
+  found = [(r["preset"], r["samples"]) for r in energy_front.rows_of(study, "horowitz_45nm")]
   assert found == [("M = 1", 1), ("M = 1", 4), ("int8", 0)]
   study["rows"][0]["values"] = []
-  assert len(pbit_energy.rows_of(study, "horowitz_45nm")) == 2
+  assert len(energy_front.rows_of(study, "horowitz_45nm")) == 2
   with pytest.raises(ValueError, match="no grid of p-bits"):
-    pbit_energy.rows_of(make_study(costs={}), "horowitz_45nm")
+    energy_front.rows_of(make_study(costs={}), "horowitz_45nm")
 
 
 def test_the_front():
   points = [(3.0, 5.0), (1.0, 9.0), (2.0, 9.0), (4.0, 6.0), (1.0, 10.0), (5.0, 1.0)]
-  assert pbit_energy.pareto(points) == [(1.0, 9.0), (3.0, 5.0), (5.0, 1.0)]
+  assert energy_front.pareto(points) == [(1.0, 9.0), (3.0, 5.0), (5.0, 1.0)]
 
 
 def test_table_and_figure(tmp_path):
-  rows = pbit_energy.rows_of(make_study(), "horowitz_45nm")
-  text = pbit_energy.table_of(rows, "T")
+  rows = energy_front.rows_of(make_study(), "horowitz_45nm")
+  text = energy_front.table_of(rows, "T")
   assert "| M = 1 | a | 4 | 7.00 +- 1.41 | 0.00226 (0.002533) |" in text
   assert "| M = 1 | a | mean field | 11.00 +- 1.41 | 0.0046 | 0.0015 | 0.0003 |" in text
   assert "| int8 | a | - |" in text
   # Real units stand where they were trained, whatever the panel's p-bits have.
   by_label = {(r["preset"], r["samples"]): r for r in rows}
   for width in ("float32", "int8"):
-    assert pbit_energy.in_panel(by_label["int8", 0], width) == pytest.approx(3e-4)
-    assert pbit_energy.in_panel(by_label[CHANNELWISE, 0], width) == pytest.approx(4.6e-3)
-  pbit_energy.draw(rows, "T", tmp_path / "figure.png")
+    assert energy_front.in_panel(by_label["int8", 0], width) == pytest.approx(3e-4)
+    assert energy_front.in_panel(by_label[CHANNELWISE, 0], width) == pytest.approx(4.6e-3)
+  energy_front.draw(rows, "T", tmp_path / "figure.png")
   assert (tmp_path / "figure.png").stat().st_size > 1000
