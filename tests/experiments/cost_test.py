@@ -189,6 +189,7 @@ def test_the_command_prints_and_writes(tmp_path):
     (["--config.data.name=nowhere"], "there is no data set 'nowhere'"),
     (["--out=/nowhere/card.json"], "no folder /nowhere"),
     (["--config.network=small_cnn"], "layer 'conv_1'"),
+    (["--workdir=/nowhere/run"], "/nowhere/run holds no run"),
   ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(args, word):
@@ -196,3 +197,23 @@ def test_bad_input_is_one_sentence_and_exit_code_2(args, word):
   assert done.returncode == 2, done.stderr
   assert done.stderr.count("\n") == 1, done.stderr
   assert word in done.stderr
+
+
+def test_the_command_measures_p_bits_first():
+  done = command(
+    "--config=experiments/configs/bsff_digits.py",
+    "--config.networks.cfse.channels=(10,)",
+    "--config.networks.cfse.groups=(1,)",
+    "--config.networks.cfse.pool_after=(1,)",
+    "--steps=2",
+    "--memory=false",
+  )
+  assert done.returncode == 0, done.stderr
+  for word in (
+    "channelwise int8",
+    "index additions, code",
+    "energy of p-bits, with read-out",
+    "counts as measured: 360 test images after 2 steps",
+    "int8, thermo",
+  ):
+    assert word in done.stdout, word
