@@ -116,8 +116,9 @@ def trainer_parts(
   """The arguments of `make_trainer` that the configuration names; `numerics` replace its own.
 
   A layer's optimiser counts the steps that the layer learns in, so under "greedy" its learning rate
-  runs through its schedule within the layer's turn, and under "staggered" within the longest turn
-  of a layer; trained readouts learn all the time.
+  runs through its schedule within the layer's turn, under "alternating" within its share of the
+  epochs, and under "staggered" within the longest turn of a layer; trained readouts learn all the
+  time.
 
   Raises:
     ValueError: one of them is impossible; one sentence.

@@ -80,7 +80,7 @@ class ExperimentConfig:
     numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
     int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
-    schedule: "simultaneous", "interleaved", "greedy" or "staggered".
+    schedule: "simultaneous", "interleaved", "greedy", "alternating" or "staggered".
     lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
       the end of the run, at the final rate of its schedule. 0: `epochs` // layers.
@@ -90,7 +90,8 @@ class ExperimentConfig:
     optimizer, readout_optimizer: of the layers and of trained readouts.
     data: what is trained on.
     eval_every, checkpoint_every: epochs between evaluations and between checkpoints.
-    eval_samples: 0: random units answer with their expectation; T: answers average T passes.
+    eval_samples: 0: random units answer with their expectation; T: answers average T passes, which
+      needs activation "pbits".
     eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
   """
 
@@ -147,6 +148,10 @@ class ExperimentConfig:
     for field, bound in least.items():
       if getattr(self, field) < bound:
         raise ValueError(f"{field} must be at least {bound}, not {getattr(self, field)}")
+    if self.eval_samples and self.activation != "pbits":
+      raise ValueError(
+        f"eval_samples averages over random units: activation {self.activation!r} has none"
+      )
     if self.eval_batch_size < 1 or self.data.batch_size < 1:
       raise ValueError("batch sizes must be at least 1")
     if not 0 <= self.seed < 2**32:
@@ -253,6 +258,13 @@ def fingerprint(config: ExperimentConfig) -> str:
     del values["pbits"]
   if config.weight_store == "float32":
     del values["weight_store"]
+  if config.schedule != "staggered":
+    del values["stagger"]
+  if not config.eval_samples:
+    del values["eval_samples"]
+  for field, default in dataclasses.asdict(ReadoutConfig()).items():
+    if field.startswith("head_") and values["readout"][field] == default:
+      del values["readout"][field]
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

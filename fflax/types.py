@@ -47,6 +47,7 @@ class LayerOut(NamedTuple):
       `fflax.core.pbits`); None: `out * out`.
     log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
       their gradient is left to the loss (the estimator "score" of p-bits); else None.
+    act_square: `act` squared, as `square` is `out` squared.
     counts: what p-bits drew, pooled if the layer pools, before any norm; None where units are real,
       or answer with their expectation. Read by measurements alone.
   """
@@ -57,6 +58,7 @@ class LayerOut(NamedTuple):
   square: Array | None = None
   log_prob: Array | None = None
   counts: Array | None = None
+  act_square: Array | None = None
 
 
 class LayerInit(Protocol):
@@ -152,7 +154,7 @@ class LocalLossFn(Protocol):
     """This layer's scalar loss, its new statistics and its metrics (scalars).
 
     `params`, `stats` are the extras of `init_layer`; `out` has leading axes `[V, B]`; `context` is
-    the `Broadcast` of a collaborative method, None for others.
+    the `Broadcast` of the layers if the method is collaborative, None otherwise.
     """
 
 
@@ -308,7 +310,8 @@ class Trainer(NamedTuple):
     init: `(key, batch) -> TrainState`.
     step: `(state, batch, loss_weights=None) -> (state, metrics)`; metrics are `[L]` per layer, and
       `readout_loss/<name>` scalars. `loss_weights` `[L]` scales the layers' losses (for audits).
-    answer: `(state, image) -> Answers`; deterministic, in evaluation mode.
+    answer: `(state, image) -> Answers`, in evaluation mode; a pure function of both, which draws
+      from the state's key and step if the run's answers are sampled.
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
     features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
     layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain

@@ -4,7 +4,8 @@ Command: python -m experiments.train --config=experiments/configs/networkff_mnis
   --config.data.data_dir=DIR
 A-CFF as it stands; F-CFF: --config.methods.collaborative.gamma_rule=fixed; plain FF:
 --config.methods.collaborative.structure=none. The published loss has no threshold; where it is
-silent the settings are those of mpezeshki/pytorch_forward_forward, like the ones it does state.
+silent the settings are those of mpezeshki/pytorch_forward_forward, like the ones it does state, but
+for the negatives, which are uniform wrong labels here.
 Published: 93.8 % test accuracy (A-CFF), 93.2 (F-CFF), 92.6 (FF), read off summaries.
 """
 

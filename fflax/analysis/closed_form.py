@@ -41,16 +41,18 @@ class Rule(NamedTuple):
   Attributes:
     views: passes of an example through the layers.
     through: whether gradients pass from layer to layer.
+    broadcasts: views of a forward sweep before, in which layers tell their goodness.
   """
 
   views: int
   through: bool
+  broadcasts: int = 0
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(
   {
     "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8
-    "collaborative": Rule(2, False),
+    "collaborative": Rule(2, False, broadcasts=2),  # what a compiler may merge counts twice
     "hyperspherical": Rule(1, False),  # also distance-forward, local losses
     "channelwise": Rule(1, False),
     "binary_stochastic": Rule(1, False),
@@ -86,11 +88,11 @@ def expected_training_macs(
   """
   if method not in RULES:
     raise ValueError(f"no closed form for method {method!r}; there are {', '.join(RULES)}")
-  views, through = RULES[method]
+  views, through, broadcasts = RULES[method]
   n = sum(layers)
   between = n - layers[0] if through or lookahead else 0
   return TrainingMacs(
-    forward=views * (n + heads + fixed) + neutral_passes * n + detached_heads,
+    forward=views * (n + heads + fixed) + (neutral_passes + broadcasts) * n + detached_heads,
     weights=views * (n + heads) + detached_heads,
     inputs=views * (between + heads + fixed),
   )

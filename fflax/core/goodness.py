@@ -1,6 +1,7 @@
 """Goodness: one number that says how much a layer likes an example.
 
 Functions take one example's activities of any shape and return a float32 scalar; callers vmap.
+Those that square take the squares beside them, where these have a gradient of their own (p-bits).
 Differences of goodness and threshold are large-number differences (a bfloat16 near 1000 is exact to
 4), so everything here is float32.
 """
@@ -12,22 +13,27 @@ import jax.numpy as jnp
 from fflax.types import Array, LayerOut
 
 
-def sum_of_squares(h: Array) -> Array:
-  """`sum_j h_j**2` (Hinton, 2022, arXiv 2212.13345)."""
-  return jnp.sum(jnp.square(h.astype(jnp.float32)))
+def sum_of_squares(h: Array, square: Array | None = None) -> Array:
+  """`sum_j h_j**2` (Hinton, 2022, arXiv 2212.13345); `square` is `h**2`, if it comes along."""
+  return jnp.sum(_squares(h, square))
 
 
-def mean_of_squares(h: Array) -> Array:
+def mean_of_squares(h: Array, square: Array | None = None) -> Array:
   """`mean_j h_j**2`: `sum_of_squares` at a temperature of the layer's width."""
-  return jnp.mean(jnp.square(h.astype(jnp.float32)))
+  return jnp.mean(_squares(h, square))
 
 
-def sum_of_activities(h: Array) -> Array:
+def sum_of_activities(h: Array, square: Array | None = None) -> Array:
   """`sum_j h_j`, the unsquared goodness of the paper's remarks."""
+  del square
   return jnp.sum(h.astype(jnp.float32))
 
 
-GOODNESS: Mapping[str, Callable[[Array], Array]] = {
+def _squares(h: Array, square: Array | None) -> Array:
+  return jnp.square(h.astype(jnp.float32)) if square is None else square.astype(jnp.float32)
+
+
+GOODNESS: Mapping[str, Callable[..., Array]] = {
   "sum": sum_of_squares,
   "mean": mean_of_squares,
   "unsquared": sum_of_activities,

@@ -49,6 +49,10 @@ class PbitConfig:
       if value not in allowed:
         names = ", ".join(str(name) for name in allowed)
         raise ValueError(f"unknown {field} {value!r} of pbits; there are {names}")
+    if self.slope_sampler != "xor" and self.estimator != "binary_slope":
+      raise ValueError(
+        f"pbits slope_sampler belongs to estimator 'binary_slope', not to {self.estimator!r}"
+      )
     if self.reuse_forward and self.estimator != "binary_slope":
       raise ValueError(
         f"pbits reuse_forward belongs to estimator 'binary_slope', not to {self.estimator!r}"

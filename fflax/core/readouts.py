@@ -43,7 +43,7 @@ def score_sum(first_layer: int = 0) -> Readout:
 
 
 def last_layer() -> Readout:
-  """The class scores of the last layer alone."""
+  """The class scores of the last layer that has some, alone."""
 
   def predict(params: PyTree, scores: tuple[Array | None, ...], features: Any) -> Array:
     del params, features

@@ -44,7 +44,8 @@ class BinaryStochasticConfig:
     error: the gradient of the surprisal with respect to the goodness: "exact" (softmax minus
       one-hot), "binary" (a class drawn from the softmax in its place: entries of -1, 0 and 1, with
       the same mean), or none, with the score-function estimator in its place: "reinforce", and
-      "reinforce_baseline" with the batch's mean surprisal as baseline. What the units make of it
+      "reinforce_baseline" with the batch's mean surprisal as baseline (its own among them, which
+      shortens the mean by 1 / B). What the units make of it
       is `PbitConfig.estimator`; `ESTIMATORS` has the pairs by name.
     competing: as in channel-wise FF.
     class_groups: as in channel-wise FF.
@@ -60,9 +61,9 @@ class BinaryStochasticConfig:
       raise ValueError(f"binary_stochastic error must be one of {ERRORS}, not {self.error!r}")
 
 
-def _with_slope(value: Array, slope: Array, x: Array) -> Array:
-  """`value` `[]`, with gradient `slope` with respect to `x`."""
-  return lax.stop_gradient(value) + jnp.sum(lax.stop_gradient(slope) * (x - lax.stop_gradient(x)))
+def _pull(slope: Array, x: Array) -> Array:
+  """Zero, with gradient `slope` with respect to `x`."""
+  return jnp.sum(lax.stop_gradient(slope) * (x - lax.stop_gradient(x)))
 
 
 def binary_stochastic(
@@ -97,15 +98,16 @@ def binary_stochastic(
     if config.error == "binary":
       onehot = lambda y: jax.nn.one_hot(y, g.shape[1])  # noqa: E731
       drawn = jax.random.categorical(key, lax.stop_gradient(g))
-      loss = _with_slope(loss, (onehot(drawn) - onehot(label)) / size, g)
+      loss = lax.stop_gradient(loss) + _pull((onehot(drawn) - onehot(label)) / size, g)
     elif config.error != "exact":
       if out.log_prob is None:
         raise ValueError(
-          f"binary_stochastic error {config.error!r} needs layers that draw their units: use "
-          "activation 'pbits'"
+          f"binary_stochastic error {config.error!r} needs the log-probability of all units that "
+          "a layer draws: activation 'pbits' with estimator 'score', on a network of plain layers"
         )
       baseline = loss if config.error == "reinforce_baseline" else 0.0
-      loss = _with_slope(loss, (surprisal - baseline) / size, out.log_prob[0])
+      # The units pass no gradient of the surprisal on, but a norm above them does learn by it.
+      loss = loss + _pull((surprisal - baseline) / size, out.log_prob[0])
     return loss, (stats, competition_metrics(g, label))
 
   return base._replace(

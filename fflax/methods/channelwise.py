@@ -50,6 +50,11 @@ class ChannelwiseConfig:
       raise ValueError(f"channelwise theta must be finite, not {self.theta}")
     if not 0 <= self.cwc_weight <= 1:
       raise ValueError(f"channelwise cwc_weight must be in [0, 1], not {self.cwc_weight}")
+    for field in ("competing", "class_groups"):
+      if not isinstance(getattr(self, field), tuple | list):
+        raise ValueError(f"channelwise {field} must be a list, not {getattr(self, field)!r}")
+    if self.class_groups and not self.competing:
+      raise ValueError("channelwise class_groups are for layers with fewer blocks: set competing")
     for j in self.competing:
       if type(j) is not int or j < 1:
         raise ValueError(f"channelwise competing must hold positive numbers of classes, not {j!r}")
@@ -117,7 +122,8 @@ def channelwise(
   Goodness (section 3.2 of the paper): `G_j = mean over block j and space of out**2`, of what the
   layer emits, after its batch norm. Locality: strict; one pass.
 
-  Deviations: batches are whole (a last partial one is dropped); the softmax head begins at zero.
+  Deviations: batches are whole (a last partial one is dropped); the softmax head begins at zero;
+  under schedule "staggered" statistics of frozen layers stand still by default (`frozen_stats`).
 
   Raises:
     ValueError: see `ChannelwiseConfig.check`; a layer's channels are no multiple of J.

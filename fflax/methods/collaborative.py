@@ -23,7 +23,7 @@ from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.types import Array, Broadcast, Key, LayerOut, Method, Metrics, Place, PyTree
 
 GAMMA_RULES = ("fixed", "sgd", "sgd_clipped", "softplus", "oracle")
-_NEWTON_STEPS = 8
+_BISECTIONS = 24
 
 
 def _distance(depth: int) -> Array:
@@ -61,8 +61,8 @@ class CollaborativeConfig(ForwardForwardConfig):
     gamma: its weight, or the start of it.
     gamma_rule: "fixed" (F-CFF); "sgd" (A-CFF: each layer's own loss moves its gamma);
       "sgd_clipped" (then clipped to [0, `gamma_max`]); "softplus" (gamma is the softplus of what
-      SGD moves); "oracle" (the minimiser on each batch, by Newton's method: the loss is convex in
-      gamma for the logistic loss).
+      SGD moves); "oracle" (the minimiser in [0, `gamma_max`] on each batch: the loss is convex in
+      gamma).
     gamma_rate: learning rate of gamma and of learned structures.
     gamma_max: bound of "sgd_clipped" and "oracle".
   """
@@ -99,8 +99,9 @@ def collaborative(
   Locality: collaborative. A layer hears L - 1 numbers for every view and example; no gradient
   crosses, and gamma and the layer's row of A learn from the layer's own loss only. They are not
   among the parameters: plain SGD at `gamma_rate` moves them, whatever optimiser the layers have.
-  Predictions are Forward-Forward's; collaborative sums rank the classes as plain sums do wherever
-  gamma and the rows of A are equal.
+  Predictions are Forward-Forward's; the collaborative sum `sum_l Gc_l` ranks the classes as the
+  plain sum does wherever `sum_l gamma_l A_lk` is the same for every k, as with equal gammas under
+  "uniform" and "ones".
 
   Deviations: NetworkFF's A and threshold are not public; A is "uniform" here, and the threshold is
   an option as in Forward-Forward. `oracle` solves on the present batch.
@@ -114,10 +115,12 @@ def collaborative(
   positive = config.gamma_rule == "softplus"
 
   def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
+    if place.depth < 2:
+      raise ValueError("collaborative layers need others to hear from; this network has one layer")
     extras, stats = base.init_layer(key, out, place)
     gamma = jnp.float32(config.gamma)
     row = STRUCTURES[config.structure](place.depth)[place.position].astype(jnp.float32)
-    held = {"gamma": jnp.log(jnp.expm1(gamma)) if positive else gamma, "row": row}
+    held = {"gamma": _softplus_inverse(gamma) if positive else gamma, "row": row}
     return extras, {"base": stats, "collaboration": held}
 
   def weights(held: PyTree, heard: Broadcast) -> Array:
@@ -135,7 +138,7 @@ def collaborative(
     held, still = stats["collaboration"], lax.stop_gradient(out)
 
     def loss_of(held: PyTree, out: LayerOut) -> tuple[Array, tuple[PyTree, Metrics]]:
-      added = jnp.tensordot(weights(held, context), context.goodness, 1)  # [V, B]
+      added = jnp.sum(weights(held, context)[:, None, None] * context.goodness, axis=0)  # [V, B]
       return base.local_loss(params, stats["base"], out, label, added, key)
 
     if config.gamma_rule == "oracle":
@@ -163,14 +166,22 @@ def collaborative(
   )
 
 
+def _softplus_inverse(x: Array) -> Array:
+  return x + jnp.log(-jnp.expm1(-x))
+
+
 def _minimise(loss: Callable[[PyTree], Array], held: PyTree, bound: float) -> PyTree:
-  """`held` with the gamma in [0, bound] that minimises a loss convex in it, by Newton's method."""
+  """`held` with the gamma in [0, bound] that minimises a loss convex in it, by bisection.
 
-  def step(gamma: Array, _: None) -> tuple[Array, None]:
-    of_gamma = lambda g: loss({**held, "gamma": g})  # noqa: E731
-    slope, curvature = jax.grad(of_gamma)(gamma), jax.grad(jax.grad(of_gamma))(gamma)
-    newer = jnp.clip(gamma - slope / jnp.maximum(curvature, 1e-12), 0.0, bound)
-    return jnp.where(of_gamma(newer) < of_gamma(gamma), newer, gamma), None
+  Not by Newton's method: a saturated start has hardly any curvature.
+  """
+  slope = jax.grad(lambda gamma: loss({**held, "gamma": gamma}))
 
-  gamma, _ = lax.scan(step, held["gamma"], None, length=_NEWTON_STEPS)
-  return {**held, "gamma": gamma}
+  def halve(ends: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    low, high = ends
+    middle = 0.5 * (low + high)
+    rises = slope(middle) > 0
+    return (jnp.where(rises, low, middle), jnp.where(rises, middle, high)), None
+
+  (low, high), _ = lax.scan(halve, (jnp.float32(0.0), jnp.float32(bound)), None, length=_BISECTIONS)
+  return {**held, "gamma": 0.5 * (low + high)}

@@ -210,9 +210,9 @@ def forward_forward(
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
+    """Of the goodness plus `context` `[V, B]`, what a collaborative method has others add."""
     del params, label, key
-    told = measure(out.act)
-    # What other layers add, where a collaborative method has them add something.
+    told = measure(out.act, out.act_square)
     g_pos, g_neg = told if context is None else told + context
     theta = goodness_lib.threshold(config.theta, config.goodness, out.act[0, 0].size)
     if config.loss == "logistic":
@@ -232,7 +232,7 @@ def forward_forward(
 
   def goodness(params: PyTree, stats: PyTree, out: LayerOut) -> Array:
     del params, stats
-    return measure(out.act)
+    return measure(out.act, out.act_square)
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
     if not supervised:

@@ -154,7 +154,7 @@ class ChannelwiseLayer(nn.Module):
     )(x)
     units = activate(self, self.activation, pre, "max" if self.pool else None)
     out, square = NORMS[self.norm](units.out, units.square, train, True, "norm")
-    return LayerOut(pre, units.act, out, square, units.log_prob, units.counts)
+    return LayerOut(pre, units.act, out, square, units.log_prob, units.counts, units.act_square)
 
 
 def cfse(
@@ -201,6 +201,11 @@ def cfse(
     raise ValueError(f"Got norm={norm!r}; allowed: {', '.join(NORMS)}.")
   if loss_input not in LOSS_INPUTS:
     raise ValueError(f"Got loss_input={loss_input!r}; allowed: {', '.join(LOSS_INPUTS)}.")
+  if norm in ("bias", "gain_bias") and loss_input == "pre_norm":
+    raise ValueError(
+      f"Got norm={norm!r} with loss_input='pre_norm', but an offset is learned only where the loss "
+      "sees it: use 'post_norm'."
+    )
   modules: list[ChannelwiseLayer] = []
   inputs = (groups[0], *channels)  # those of the image are checked when there is one
   for inside, outside, divisor in zip(inputs, channels, groups, strict=False):

@@ -112,6 +112,8 @@ class ConvNormLayer(nn.Module):
     if not self.pool:
       return LayerOut(pre, *units)
     act = units.act
+    if units.square is not None:
+      raise ValueError("The pooled stem has no p-bits: their 3x3 maximum is not implemented.")
     return LayerOut(pre, act, nn.max_pool(act, (3, 3), strides=(2, 2), padding="SAME"))
 
 

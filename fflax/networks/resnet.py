@@ -65,7 +65,8 @@ class BasicBlock(nn.Module):
       x = conv(kernel_size=1, strides=self.strides, name="shortcut")(x, train)
     pre = pre + x
     units = activate(self, self.activation, pre)
-    return LayerOut(pre, units.act, units.out, units.square)  # not all that the layer drew
+    # Without the log-probability: it would not be that of all that the layer drew.
+    return LayerOut(pre, units.act, units.out, units.square, act_square=units.act_square)
 
 
 def resnet18(

@@ -30,6 +30,7 @@ class Units(NamedTuple):
   square: Array | None = None
   log_prob: Array | None = None
   counts: Array | None = None
+  act_square: Array | None = None
 
 
 def activate(
@@ -55,16 +56,16 @@ def activate(
 
 def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool | None) -> Units:
   key = module.make_rng(SAMPLING) if module.has_rng(SAMPLING) else None
-  act, square = activation.emit(key, pre)
+  act, act_square = activation.emit(key, pre)
   log_prob = None
   if key is not None and activation.config.estimator == "score":
     log_prob = activation.log_prob(key, pre)
   if pool == "max":
     out, square = activation.emit(key, pre, 2)
-    return Units(act, out, square, log_prob, None if key is None else out)
+    return Units(act, out, square, log_prob, None if key is None else out, act_square)
   if pool == "avg":
-    return Units(act, _pooled(act, pool), None, log_prob)
-  return Units(act, act, square, log_prob, None if key is None else act)
+    return Units(act, _pooled(act, pool), None, log_prob, None, act_square)
+  return Units(act, act, act_square, log_prob, None if key is None else act, act_square)
 
 
 def _pooled(act: Array, pool: Pool | None) -> Array:
@@ -76,6 +77,10 @@ class SquareNorm(nn.Module):
 
   Variables, running averages and values are those of `nn.BatchNorm`; the batch's variance is taken
   from the given square, so that it has that square's gradient, too.
+
+  Deviations:
+    The gradient through the batch's variance is by flips, too: taken in the middle between a unit's
+    two states, not at the state that was drawn.
 
   Attributes:
     momentum: of the running averages.

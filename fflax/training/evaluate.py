@@ -1,5 +1,6 @@
 """One exact pass over a split: every example counts once, whatever the batch size."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,7 @@ def make_evaluate(
   The last batch is filled up with copies of the last example, which are not counted, so the answer
   depends neither on the padding nor on the examples' order. A prediction is the class with the
   greatest score (the first of equals); an example with a NaN among its scores counts as wrong.
+  Sampled answers (`samples` of the trainer) depend on both, as on any other random number.
 
   Args:
     trainer: gives the answers.
@@ -68,7 +70,9 @@ def make_evaluate(
 
     def one_batch(i: Array) -> tuple[dict[str, Array], dict[str, Array]]:
       rows = jnp.minimum(i * batch_size + jnp.arange(batch_size), split_size - 1)
-      answers = trainer.answer(state, preprocess(images[rows]))
+      # Sampled answers draw anew in every batch; others do not look at the key.
+      own = dataclasses.replace(state, key=jax.random.fold_in(state.key, i))
+      answers = trainer.answer(own, preprocess(images[rows]))
       layers = zip(trainer.layer_names, answers.layers, strict=True)
       return (
         {name: predict(scores, name) for name, scores in answers.readouts.items()},

@@ -100,7 +100,15 @@ def _climb(
   if look.mode == "scalar":
 
     def stretched(length: Array) -> tuple[Array, Array]:
-      longer = jax.tree.map(lambda a: a * length.reshape(own.shape + (1,) * (a.ndim - 2)), out)
+      stretch = lambda a: a * length.reshape(own.shape + (1,) * (a.ndim - 2))  # noqa: E731
+      twice = lambda a: None if a is None else stretch(stretch(a))  # noqa: E731
+      longer = out._replace(
+        pre=stretch(out.pre),
+        act=stretch(out.act),
+        out=stretch(out.out),
+        square=twice(out.square),
+        act_square=twice(out.act_square),
+      )
       loss_key = layer_key(key, index, Role.LOSS)
       method_loss, _ = method.local_loss(
         own_params["method"], state.stats["method"], longer, label, None, loss_key

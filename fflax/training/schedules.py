@@ -96,13 +96,14 @@ class StaggerConfig:
   """Options of schedule "staggered", in epochs.
 
   Attributes:
-    starts, ends: of each layer's interval; a list of one number is that of all layers.
+    starts, ends: of each layer's interval; a list of one number is that of all layers. `ends`
+      must be given.
     frozen_stats: "hold" or "update", see `fflax.types.Schedule`.
     readouts_from: the epoch from which on trained readouts learn.
   """
 
   starts: tuple[int, ...] = (0,)
-  ends: tuple[int, ...] = (1,)
+  ends: tuple[int, ...] = ()
   frozen_stats: str = "hold"
   readouts_from: int = 0
 
@@ -124,6 +125,8 @@ class StaggerConfig:
     Raises:
       ValueError: they are given for another number of layers.
     """
+    if not self.ends:
+      raise ValueError("schedule 'staggered' needs stagger.ends: the epochs in which layers stop")
     lists = []
     for field in ("starts", "ends"):
       values = getattr(self, field)
@@ -156,6 +159,8 @@ def layer_epochs(
         "layer before it)"
       )
     return turn
+  if name == "alternating":
+    return max(1, -(-epochs // num_layers))
   if name == "staggered":
     starts, ends = config.intervals(num_layers)
     staggered(starts, ends)

@@ -107,7 +107,15 @@ def collaborative_sweep(
   for i, (layer, s) in enumerate(zip(layers, states, strict=True)):
     params = load_params(run, s)
     forward_key = layer_key(key, i, Role.FORWARD)
-    out, _ = apply_views(layer, params["layer"], s.stats["layer"], h, True, forward_key)
+
+    def forward(train: bool, layer=layer, params=params, s=s, h=h, k=forward_key) -> LayerOut:
+      return apply_views(layer, params["layer"], s.stats["layer"], h, train, k)[0]
+
+    if run.schedule.active is None or run.schedule.frozen_stats == "update":
+      out = forward(True)
+    else:  # as the sweep after this one runs them
+      learns = run.schedule.active(state.step, len(layers))[i]
+      out = lax.cond(learns, lambda f=forward: f(True), lambda f=forward: f(False))
     told.append(run.method.goodness(params["method"], s.stats["method"], out))
     h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
   heard = lax.stop_gradient(jnp.stack(told))

@@ -99,6 +99,12 @@ def test_strict_methods_have_no_gradient_between_layers(stack):
   agrees(step, expected_training_macs("hyperspherical", NINE_MACS, 9 * head(24)))
 
 
+def test_collaborating_layers_run_forward_once_before():
+  step, _ = traced("collaborative", stack=False, **NINE)
+  agrees(step, expected_training_macs("collaborative", NINE_MACS))
+  assert expected_training_macs("collaborative", NINE_MACS).forward == 4 * sum(NINE_MACS)
+
+
 def test_backprop_with_all_heads():
   step, _ = traced("backprop", method_heads="all", **NINE)
   agrees(step, expected_training_macs("backprop", NINE_MACS, 9 * head(24)))

@@ -122,3 +122,13 @@ def test_differences_name_the_fields():
   a = config_lib.as_dict(ExperimentConfig())
   b = config_lib.as_dict(ExperimentConfig(seed=1, networks={"mlp": {"sizes": (3,)}}))
   assert config_lib.differences(a, b) == ["networks.mlp.sizes", "seed"]
+
+
+def test_runs_of_earlier_releases_are_still_resumed():
+  """The fingerprints of two presets before schedules, heads and p-bits had options of their own."""
+  old = {
+    "ff_digits": "3fe26483bf9d7fe06592da7af6f91a1f65b7221fcbf835ef9db529634cd1aa9b",
+    "ff_mnist_loewex": "728feeb8a9dbeffd66c296c94db87db21c5f21efa9f7477748231cecd7e73e2a",
+  }
+  for name, found in old.items():
+    assert config_lib.fingerprint(config_lib.load_preset(name)) == found

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 
 from fflax.core.numerics import float32
+from fflax.core.pbit_config import PbitConfig
 from fflax.core.readouts import score_sum, softmax_head
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
+from fflax.networks.activations import Pbits
 from fflax.networks.registry import make_network
 from fflax.random import Role, role_key, step_key
 from fflax.training import schedules
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.step import make_trainer
-from fflax.types import Batch
+from fflax.types import Batch, LayerOut
 from tests.methods import numpy_oracles as oracle
 from tests.methods.tiny import (
   CLASSES,
@@ -438,3 +440,21 @@ def test_permuted_once_keeps_its_negatives_and_permuted_draws_them_anew():
 
   np.testing.assert_array_equal(views("permuted_once", 0), views("permuted_once", 1))
   assert (views("permuted", 0) != views("permuted", 1)).any()
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean"])
+def test_goodness_of_p_bits_has_the_gradient_of_their_flips(kind):
+  """At one unit a site, z^2 = z: the slope of the mean goodness is that of the probability."""
+  activation = Pbits(PbitConfig(units=1))
+  method = forward_forward(ForwardForwardConfig(goodness=kind), 4)
+  v = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 6)), jnp.float32)
+
+  def goodness(v, key):
+    act, square = activation.emit(key, v)
+    out = LayerOut(v, act, act, square, act_square=square)
+    return jnp.sum(method.goodness({}, {}, out))
+
+  got = jax.vmap(jax.grad(goodness), (None, 0))(v, jax.random.split(jax.random.key(0), 64))
+  p = 1 / (1 + np.exp(-(np.asarray(v, np.float64) - 0.5)))
+  want = p * (1 - p) / (1 if kind == "sum" else 6)
+  np.testing.assert_allclose(got, np.broadcast_to(want, got.shape), rtol=1e-4)

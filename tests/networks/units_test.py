@@ -234,7 +234,9 @@ def test_units_inside_blocks_are_drawn(name, options):
     def emit(params, key):
       return layer.apply(params, stats, x, train=True, key=key)[0].out
 
-    grads = jax.grad(lambda p: jnp.sum(emit(p, key) ** 2))(params)
+    # Several draws: a unit that is off leaves the kernel above it without a gradient.
+    total = lambda p: sum(jnp.sum(emit(p, k) ** 2) for k in jax.random.split(key, 4))  # noqa: E731
+    grads = jax.grad(total)(params)
     draws = [emit(params, jax.random.key(k)) for k in (1, 1, 2)]
     return draws, grads
 

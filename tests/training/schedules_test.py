@@ -33,7 +33,8 @@ def test_greedy_needs_a_positive_number_of_steps(steps):
 
 def test_registry():
   for name in schedules.SCHEDULES:
-    assert schedules.make_schedule(name, num_layers=2).name == name
+    config = schedules.StaggerConfig(ends=(3,))
+    assert schedules.make_schedule(name, config, num_layers=2).name == name
   options = {"num_layers": 2, "epochs_per_layer": 7}
   active = schedules.make_schedule("greedy", **options).active
   assert np.asarray(active(6, 2)).tolist() == [True, False]
@@ -60,7 +61,8 @@ def test_staggered_layers_learn_in_half_open_intervals():
   [
     ({"starts": (0, 3), "ends": (3, 3)}, "0 <= start < end"),
     ({"starts": (0, 1), "ends": (4,)}, "above"),
-    ({"starts": (0, 1, 2)}, "3 entries, but the network has 2"),
+    ({"starts": (0, 1, 2), "ends": (4,)}, "3 entries, but the network has 2"),
+    ({}, "needs stagger.ends"),
     ({"ends": (2,), "readouts_from": 1}, "last learner at epoch 1"),
   ],
 )
@@ -85,3 +87,10 @@ def test_the_learning_rate_spans_a_layers_longest_turn():
   assert schedules.layer_epochs("staggered", config, 4, 0, 2) == 3
   assert schedules.layer_epochs("greedy", config, 20, 0, 2) == 10
   assert schedules.layer_epochs("simultaneous", config, 20, 0, 2) == 20
+  assert schedules.layer_epochs("alternating", config, 21, 0, 2) == 11
+
+
+def test_alternating_trains_one_layer_after_the_other_step_by_step():
+  active = schedules.make_schedule("alternating", num_layers=3).active
+  got = np.stack([active(jnp.int32(t), 3) for t in range(7)])
+  np.testing.assert_array_equal(got, np.eye(3, dtype=bool)[np.arange(7) % 3])
