@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from experiments import workdir
+from experiments.alarms import Alarms
 from experiments.assembly import Experiment, count_parameters, passes_per_prediction
 from fflax.networks.registry import describe
 from fflax.training.metrics import Row
@@ -65,6 +66,7 @@ class Bar:
     self._layers = experiment.trainer.layer_names
     self._primary = experiment.readouts[0].name
     self._accuracy = ""
+    self._alarms = Alarms(self._layers)
     self._progress = Progress(
       TextColumn("training"),
       BarColumn(),
@@ -85,6 +87,8 @@ class Bar:
 
   def update(self, row: Row) -> None:
     """Shows one row of metrics."""
+    for line in self._alarms.hear(row):
+      console.print(line)
     losses = [row.get(f"train/{name}/loss") for name in self._layers]
     text = "loss " + " ".join("-" if x is None else f"{x:.3g}" for x in losses)
     for split in ("validation", "test"):

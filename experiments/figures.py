@@ -38,16 +38,18 @@ _STYLE: dict[Any, Any] = {
 def training_curves(
   rows: Sequence[Row], layer_names: Sequence[str], path: str | os.PathLike
 ) -> pathlib.Path:
-  """Accuracy, goodness and loss of every layer over the epochs; panels without data are left out.
+  """Accuracy, goodness, gamma and loss of every layer over the epochs; empty panels are left out.
 
   Reads the rows of `metrics.jsonl`: `<split>/<layer>/accuracy`, `<split>/accuracy/<readout>`,
-  `train/<layer>/goodness_pos`, `train/<layer>/goodness_neg` and `train/<layer>/loss`.
+  `train/<layer>/goodness_pos`, `train/<layer>/goodness_neg`, `train/<layer>/gamma` (of layers that
+  collaborate) and `train/<layer>/loss`.
 
   Raises:
     ValueError: the rows have none of these.
   """
   splits = sorted({key.split("/")[0] for row in rows for key in row if "accuracy" in key})
-  panels = [(split, "accuracy") for split in splits] + [("train", "goodness"), ("train", "loss")]
+  panels = [(split, "accuracy") for split in splits]
+  panels += [("train", what) for what in ("goodness", "gamma", "loss")]
   drawn = [p for p in panels if _draw_panel(Figure().subplots(), rows, layer_names, *p)]
   if not drawn:
     raise ValueError(f"{len(rows)} rows of metrics, but no accuracy, goodness or loss to draw")
@@ -214,9 +216,9 @@ def _draw_panel(
       style, marker = (("--", "s"), (":", "^"), ("-.", "D"))[i % 3]
       line(key, "black", style, marker, f"readout {key.removeprefix(head)}")
 
-  units = {"accuracy": f"{split} accuracy (%)", "goodness": "mean goodness", "loss": "loss"}
-  ax.set_ylabel(units[what])
-  if what != "accuracy" and everything and 0 < 100 * min(everything) < max(everything):
+  units = {"accuracy": f"{split} accuracy (%)", "goodness": "mean goodness"}
+  ax.set_ylabel(units.get(what, what))
+  if what in ("goodness", "loss") and everything and 0 < 100 * min(everything) < max(everything):
     ax.set_yscale("log")
   handles, _ = ax.get_legend_handles_labels()
   if what == "goodness":
