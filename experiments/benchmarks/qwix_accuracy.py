@@ -38,7 +38,7 @@ def test_error(seed: int, epochs: int | None) -> float:
   experiment = build(config)
   plan = experiment.plan
   optimizer = make_optimizer(
-    config.optimizer, epochs=config.epochs, steps_per_epoch=plan.steps_per_epoch
+    config.optimizer, epochs=config.epochs, steps_per_epoch=int(plan.steps_per_epoch)
   )
   sizes = config.networks["mlp"]["sizes"]
   step, state, logits = qwix_rival.make_step(sizes, 10, optimizer, experiment.example(), seed)

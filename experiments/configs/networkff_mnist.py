@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     dataclasses.replace(
       base,
       method="collaborative",
+      epochs_per_layer=0,  # half of the epochs each
       methods={
         "collaborative": CollaborativeConfig(
           label_at_max=True,

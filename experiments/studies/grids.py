@@ -128,7 +128,7 @@ def int8_small_cnn() -> Grid:
   return Grid("int8 on CIFAR-10, a small conv net", "ffint8_small_cnn", points)
 
 
-def collaborative(preset: str, title: str, **common: Any) -> Grid:
+def collaborative(preset: str, title: str) -> Grid:
   """Plain FF, F-CFF and A-CFF, and who hears whom, on one recipe with the same seeds."""
   structures: dict[str, dict[str, Any]] = {
     "FF": {"structure": "none", "gamma_rule": "fixed"},
@@ -140,9 +140,7 @@ def collaborative(preset: str, title: str, **common: Any) -> Grid:
     "oracle gamma": {"structure": "ones", "gamma_rule": "oracle"},
     "learned structure": {"structure": "learned_softmax", "gamma_rule": "sgd"},
   }
-  points = {
-    label: {**common, "methods": {"collaborative": fields}} for label, fields in structures.items()
-  }
+  points = {label: {"methods": {"collaborative": fields}} for label, fields in structures.items()}
   return Grid(title, preset, points)
 
 
@@ -156,10 +154,7 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
       "cff_digits", "Collaborative FF on the digits, 74-200-200"
     ),
     "collaborative_digits_deep": lambda: collaborative(
-      "cff_digits",
-      "Collaborative FF on the digits, 74-4x200",
-      epochs=2400,
-      networks={"mlp": {"sizes": (200,) * 4}},
+      "cff_digits_deep", "Collaborative FF on the digits, 74-4x200"
     ),
     "networkff_mnist": lambda: collaborative("networkff_mnist", "NetworkFF on MNIST, 784-2x500"),
     "ffint8_cifar10_small": int8_small_cnn,
