@@ -51,6 +51,19 @@ def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) 
   }
 
 
+def speedups(
+  seconds: Mapping[str, Sequence[float]], label: str, rivals: Sequence[str], **columns: Any
+) -> list[dict[str, Any]]:
+  """How many times as fast `label` was as each rival that ran, round by round, with the median."""
+  rows = []
+  for rival in rivals:
+    if rival in seconds and rival != label:
+      ratios = np.asarray(seconds[rival]) / np.asarray(seconds[label])
+      found = row("speedup", ratios, rival=rival, **columns)
+      rows.append({**found, "median": float(f"{np.median(ratios):.4g}")})
+  return rows
+
+
 def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> pathlib.Path:
   """Writes `experiments/results/<name>.json` atomically and returns its path."""
   FOLDER.mkdir(exist_ok=True)

@@ -24,17 +24,20 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, results
-from experiments.assembly import trainer_parts
+from experiments.assembly import build, trainer_parts
 from experiments.config import load_preset
 from experiments.console import console
 from fflax.core.numerics_registry import make_numerics
 from fflax.core.pbit_units import probabilities, seeds_per_sample, to_windows
 from fflax.core.pbits import emit
 from fflax.core.quantize import seed_words
+from fflax.data.dataset import Dataset, Split
+from fflax.data.normalize import statistics
 from fflax.networks.activations import Pbits
 from fflax.networks.registry import make_network
+from fflax.training.chunk import make_chunk
 from fflax.training.step import make_trainer
-from fflax.types import Array, Batch, Key
+from fflax.types import Array, Key
 
 _BATCHES = flags.DEFINE_integer("batches", 8, "training steps a round", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "rounds of every rival", lower_bound=3)
@@ -66,27 +69,32 @@ class PlainPbits(Pbits):
     if key is None:
       return super().emit(key, x, window)
     word = jnp.zeros(x.shape, jnp.uint16)
-    keys = jax.random.split(key, self.config.units)
+    seed_key, *keys = jax.random.split(key, self.config.units + 1)
     for unit, p in enumerate(probabilities(jax.lax.stop_gradient(x), self.config)):
       word |= (jax.random.uniform(keys[unit], x.shape) < p).astype(jnp.uint16) << unit
     number = seeds_per_sample(self.config)
-    seeds = seed_words(key, 2 * number).reshape(2, number, 2)
+    seeds = seed_words(seed_key, 2 * number).reshape(2, number, 2)
     return emit(self.config, window, to_windows(x, window), to_windows(word, window), seeds)
 
 
-def images() -> tuple[np.ndarray, np.ndarray]:
-  """Standardised random images of MNIST's size, and labels."""
+def images() -> Dataset:
+  """Random images of MNIST's size, as many as a round has steps for."""
   rng, size = np.random.default_rng(0), _BATCHES.value * _BATCH_SIZE.value
-  image = rng.normal(size=(size, 28, 28, 1)).astype(np.float32)
-  return image, rng.integers(0, 10, size).astype(np.int32)
+  image = rng.integers(0, 256, (size, 28, 28, 1), np.uint8)
+  split = Split(image, rng.integers(0, 10, size).astype(np.int32))
+  return Dataset("mnist", split, None, split, num_classes=10, max_value=255.0)
 
 
-def library_run(label: str, image: np.ndarray, target: np.ndarray) -> Callable[[], None]:
-  """A function that takes the steps once more, compiled and warm."""
+def library_run(label: str, dataset: Dataset) -> Callable[[], None]:
+  """A function that takes a round of steps, compiled and warm."""
   preset, numerics = RUNS[label]
   config = dataclasses.replace(load_preset(preset), numerics=numerics, schedule="simultaneous")
-  parts = trainer_parts(config, num_classes=10, steps_per_epoch=_BATCHES.value)
+  data = dataclasses.replace(config.data, batch_size=_BATCH_SIZE.value, validation=0)
+  config = dataclasses.replace(config, data=data)
+  experiment = build(config, dataset)
+  trainer = experiment.trainer
   if label == PLAIN:
+    parts = trainer_parts(config, dataset.num_classes, _BATCHES.value)
     parts["network"] = make_network(
       config.network,
       numerics=make_numerics(numerics),
@@ -94,20 +102,12 @@ def library_run(label: str, image: np.ndarray, target: np.ndarray) -> Callable[[
       kernel_init=config.kernel_init,
       **config.networks[config.network],
     )
-  trainer = make_trainer(image_shape=image.shape[1:], **parts)
-  shape = (_BATCHES.value, _BATCH_SIZE.value)
-  batches = Batch(
-    jnp.asarray(image.reshape(*shape, *image.shape[1:])), jnp.asarray(target.reshape(shape))
-  )
-
-  @jax.jit
-  def run(state, batches):
-    return jax.lax.scan(lambda s, b: trainer.step(s, b), state, batches)
-
-  held = [jax.jit(trainer.init)(jax.random.key(0), jax.tree.map(lambda a: a[0], batches))]
+    trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
+  chunk = make_chunk(trainer, experiment.feed, _BATCHES.value)
+  held = [jax.jit(trainer.init)(jax.random.key(0), experiment.example())]
 
   def once() -> None:
-    held[0], metrics = run(held[0], batches)
+    held[0], (metrics, _) = chunk(held[0], experiment.images, experiment.labels, _BATCHES.value)
     if not np.isfinite(np.asarray(metrics["loss"])).all():
       raise RuntimeError(f"the run {label!r} diverged")
 
@@ -115,12 +115,14 @@ def library_run(label: str, image: np.ndarray, target: np.ndarray) -> Callable[[
   return once
 
 
-def torch_run(image: np.ndarray, target: np.ndarray) -> Callable[[], None]:
-  """The rival's steps, warm."""
+def torch_run(dataset: Dataset) -> Callable[[], None]:
+  """The rival's round, warm; its images are standardised once, before."""
   from experiments.benchmarks import torch_channelwise as rival
 
+  mean, std = statistics(dataset, "standard")
+  image = (dataset.train.image / np.float32(dataset.max_value) - mean) / std
   model = rival.Channelwise((1, 28, 28))
-  loader = rival.make_loader(image, target, _BATCH_SIZE.value)
+  loader = rival.make_loader(image.astype(np.float32), dataset.train.label, _BATCH_SIZE.value)
 
   def once() -> None:
     if not np.isfinite(model.train_epoch(loader)).all():
@@ -132,12 +134,12 @@ def torch_run(image: np.ndarray, target: np.ndarray) -> Callable[[], None]:
 
 def main(argv: list[str]) -> int:
   del argv
-  image, target = images()
-  runs = {label: library_run(label, image, target) for label in RUNS}
+  dataset = images()
+  runs = {label: library_run(label, dataset) for label in RUNS}
   if importlib.util.find_spec("torch") is None:
     console.print("PyTorch is not there: pip install -r requirements-bench.txt for its rival")
   else:
-    runs[TORCH] = torch_run(image, target)
+    runs[TORCH] = torch_run(dataset)
   seconds: dict[str, list[float]] = {label: [] for label in runs}
   for _ in range(_ROUNDS.value):
     for label, once in runs.items():
@@ -157,11 +159,7 @@ def main(argv: list[str]) -> int:
       "dataset": f"random images 28x28x1, batch {_BATCH_SIZE.value}",
       "command": _COMMAND,
     }
-    for rival in (TORCH, REAL, PLAIN):
-      if rival in seconds and rival != label:
-        ratios = np.asarray(seconds[rival]) / np.asarray(own)
-        rows.append(results.row("speedup", ratios, rival=rival, **columns))
-        rows[-1]["median"] = float(f"{np.median(ratios):.4g}")
+    rows += results.speedups(seconds, label, (TORCH, REAL, PLAIN), **columns)
     steps = [1e3 * s / _BATCHES.value for s in own]
     rows.append(results.row("step_ms", steps, **columns))
   for label, own in seconds.items():

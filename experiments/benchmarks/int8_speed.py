@@ -143,11 +143,7 @@ def compare(network: str) -> list[dict]:
       "dataset": f"random images, batch {shapes(network)[1]}",
       "command": _COMMAND,
     }
-    for rival in (BASE, DAI8, QWIX):
-      if rival in seconds and rival != label:
-        ratios = np.asarray(seconds[rival]) / np.asarray(own)
-        rows.append(results.row("speedup", ratios, rival=rival, **columns))
-        rows[-1]["median"] = float(f"{np.median(ratios):.4g}")
+    rows += results.speedups(seconds, label, (BASE, DAI8, QWIX), **columns)
     rows.append(results.row("step_ms", [1e3 * s for s in own], **columns))
     rows.append(results.row("temporary_bytes", [memory[label]], **columns))
     console.print(

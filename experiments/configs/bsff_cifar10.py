@@ -13,19 +13,21 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from experiments.config import load_preset, to_flags
+from experiments.config import ExperimentConfig, load_preset, to_flags
 from fflax.core.pbit_config import PbitConfig
+
+
+def of_p_bits(base: ExperimentConfig) -> ExperimentConfig:
+  """A recipe of channel-wise FF with seven p-bits a unit, at a rate of their own."""
+  return dataclasses.replace(
+    base,
+    method="binary_stochastic",
+    activation="pbits",
+    pbits=PbitConfig(units=7),
+    optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-3),
+  )
 
 
 def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
-  base = load_preset("cwc_cifar10")
-  return to_flags(
-    dataclasses.replace(
-      base,
-      method="binary_stochastic",
-      activation="pbits",
-      pbits=PbitConfig(units=7),
-      optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-3),
-    )
-  )
+  return to_flags(of_p_bits(load_preset("cwc_cifar10")))

@@ -9,23 +9,12 @@ The paper tells neither rate nor estimator: ours.
 Published: not available.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from experiments.config import load_preset, to_flags
-from fflax.core.pbit_config import PbitConfig
+from experiments.configs.bsff_cifar10 import of_p_bits
 
 
 def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
-  base = load_preset("cwc_fmnist")
-  return to_flags(
-    dataclasses.replace(
-      base,
-      method="binary_stochastic",
-      activation="pbits",
-      pbits=PbitConfig(units=7),
-      optimizer=dataclasses.replace(base.optimizer, learning_rate=3e-3),
-    )
-  )
+  return to_flags(of_p_bits(load_preset("cwc_fmnist")))

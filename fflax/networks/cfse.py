@@ -154,7 +154,7 @@ class ChannelwiseLayer(nn.Module):
     )(x)
     units = activate(self, self.activation, pre, "max" if self.pool else None)
     out, square = NORMS[self.norm](units.out, units.square, train, True, "norm")
-    return LayerOut(pre, units.act, out, square, units.log_prob, units.counts, units.act_square)
+    return units._replace(out=out, square=square)
 
 
 def cfse(

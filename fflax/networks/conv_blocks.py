@@ -110,7 +110,7 @@ class ConvNormLayer(nn.Module):
     )(x, train)
     units = activate(self, self.activation, pre)
     if not self.pool:
-      return LayerOut(pre, *units)
+      return units
     act = units.act
     if units.square is not None:
       raise ValueError("The pooled stem has no p-bits: their 3x3 maximum is not implemented.")

@@ -107,7 +107,7 @@ class DenseLayer(nn.Module):
       dot_general_cls=dense_product(self.numerics, self.reads, self.emits),
       name="dense",
     )(x.reshape(x.shape[0], size))
-    return LayerOut(pre, *activate(self, self.activation, pre))
+    return activate(self, self.activation, pre)
 
 
 class ConvLayer(nn.Module):
@@ -178,7 +178,7 @@ class ConvLayer(nn.Module):
       pre = norm(pre)
     if self.pool is not None:
       require_space(pre, 2, x, "2x2 pooling")
-    return LayerOut(pre, *activate(self, self.activation, pre, self.pool))
+    return activate(self, self.activation, pre, self.pool)
 
 
 class LocalLayer(nn.Module):
@@ -239,7 +239,7 @@ class LocalLayer(nn.Module):
       bias_init = functools.partial(self.initializer.bias, fan_in=size)
       pre += self.param("bias", bias_init, (points, self.features))[None]
     pre = pre.reshape(batch, height, width, self.features)
-    return LayerOut(pre, *activate(self, self.activation, pre))
+    return activate(self, self.activation, pre)
 
 
 def aux_conv_layer(

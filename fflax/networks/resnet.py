@@ -64,9 +64,8 @@ class BasicBlock(nn.Module):
     if self.strides != 1 or x.shape[-1] != self.features:
       x = conv(kernel_size=1, strides=self.strides, name="shortcut")(x, train)
     pre = pre + x
-    units = activate(self, self.activation, pre)
-    # Without the log-probability: it would not be that of all that the layer drew.
-    return LayerOut(pre, units.act, units.out, units.square, act_square=units.act_square)
+    # Without what would have to speak of all that the layer drew.
+    return activate(self, self.activation, pre)._replace(log_prob=None, counts=None)
 
 
 def resnet18(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import lax
 
 from fflax.core.pooling import max_pool_2x2
 from fflax.networks.activations import Activation, Pbits
-from fflax.types import Array
+from fflax.types import Array, LayerOut
 
 Pool = Literal["max", "avg"]
 POOLS: Mapping[str, Callable[[Array], Array]] = {
@@ -22,20 +22,9 @@ SAMPLING = "sampling"
 """The stream of keys that p-bits draw from; modules without it emit their mean field."""
 
 
-class Units(NamedTuple):
-  """The fields of a `LayerOut` after `pre`, in their order."""
-
-  act: Array
-  out: Array
-  square: Array | None = None
-  log_prob: Array | None = None
-  counts: Array | None = None
-  act_square: Array | None = None
-
-
 def activate(
   module: nn.Module, activation: Activation, pre: Array, pool: Pool | None = None
-) -> Units:
+) -> LayerOut:
   """What the units of a layer do with their pre-activation.
 
   Args:
@@ -45,16 +34,18 @@ def activate(
     pool: 2x2 with stride 2 after the activation; an odd last row or column is dropped.
 
   Returns:
-    All that a `LayerOut` holds after `pre`. Pooled p-bits take the pool of their own settings for
-    "max"; their average has no `square`.
+    What the layer computes, if nothing follows. Pooled p-bits take the pool of their own settings
+    for "max"; their average has no `square`.
   """
   if isinstance(activation, Pbits):
     return _activate_pbits(module, activation, pre, pool)
   act = activation(pre)
-  return Units(act, _pooled(act, pool))
+  return LayerOut(pre, act, _pooled(act, pool))
 
 
-def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool | None) -> Units:
+def _activate_pbits(
+  module: nn.Module, activation: Pbits, pre: Array, pool: Pool | None
+) -> LayerOut:
   key = module.make_rng(SAMPLING) if module.has_rng(SAMPLING) else None
   act, act_square = activation.emit(key, pre)
   log_prob = None
@@ -62,10 +53,12 @@ def _activate_pbits(module: nn.Module, activation: Pbits, pre: Array, pool: Pool
     log_prob = activation.log_prob(key, pre)
   if pool == "max":
     out, square = activation.emit(key, pre, 2)
-    return Units(act, out, square, log_prob, None if key is None else out, act_square)
-  if pool == "avg":
-    return Units(act, _pooled(act, pool), None, log_prob, None, act_square)
-  return Units(act, act, act_square, log_prob, None if key is None else act, act_square)
+  elif pool == "avg":
+    out, square = _pooled(act, pool), None
+  else:
+    out, square = act, act_square
+  counts = None if key is None or pool == "avg" else out
+  return LayerOut(pre, act, out, square, log_prob, counts, act_square)
 
 
 def _pooled(act: Array, pool: Pool | None) -> Array:
