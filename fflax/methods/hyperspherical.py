@@ -130,7 +130,7 @@ def hyperspherical(
     """`[B, D]` from a layer's output `[B, ...]`, through the auxiliary conv head if it is a map."""
     if out.ndim == 4:
       out = adaptive_average_pool(
-        aux.apply(params["aux"], {}, out, train=False, key=key)[0].out, config.aux_pool
+        aux.apply(params["aux"], {}, out, train=key is not None, key=key)[0].out, config.aux_pool
       )
     return out.reshape(out.shape[0], -1)
 
