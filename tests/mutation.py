@@ -117,9 +117,16 @@ FAULTS = (
   Fault(
     "strict methods are driven end to end",
     "fflax/training/step.py",
-    '_SWEEPS = {"strict": strict_sweep,',
-    '_SWEEPS = {"strict": global_sweep,',
+    '  "strict": strict_sweep,',
+    '  "strict": global_sweep,',
     ("tests/training/step_test.py", "-k", "no_method_reaches"),
+  ),
+  Fault(
+    "alternating layers stay for two steps",
+    "fflax/training/schedules.py",
+    "== step % num_layers",
+    "== step // 2 % num_layers",
+    ("tests/training/schedules_test.py", "-k", "alternating_trains"),
   ),
   Fault(
     "interleaved layers hand on the old output",
