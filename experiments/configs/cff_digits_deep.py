@@ -1,7 +1,7 @@
 """Collaborative FF on scikit-learn's digits, 74-4x200: does collaboration help deeper nets?
 
 Command: python -m experiments.train --config=experiments/configs/cff_digits_deep.py
-Time: about two minutes on 2 CPU cores. As `cff_digits`, with as many updates for each layer.
+As `cff_digits`, with as many updates for each layer. Not run yet.
 """
 
 import dataclasses
