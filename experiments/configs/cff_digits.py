@@ -2,7 +2,7 @@
 
 Command: python -m experiments.train --config=experiments/configs/cff_digits.py \\
   [--config.methods.collaborative.structure=none]  (plain FF on the same recipe)
-Time: under a minute on 2 CPU cores. Not compared over seeds yet: the grid collaborative_digits does.
+Time: under a minute on 2 CPU cores. Not run over seeds yet; grid: collaborative_digits.
 """
 
 from ml_collections import ConfigDict
