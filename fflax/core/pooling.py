@@ -1,4 +1,4 @@
-"""Max-pooling whose gradient is fast on a CPU.
+"""Pooling: maxima with a gradient that is fast on a CPU, and averages onto a coarse grid.
 
 XLA's own gradient of a max-pool (`select_and_scatter_add`) is a naive loop on a CPU, and takes as
 long as a convolution. Maxima of shifted images are the same function and the same gradient.
@@ -6,6 +6,7 @@ long as a convolution. Maxima of shifted images are the same function and the sa
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fflax.types import Array
 
@@ -33,3 +34,56 @@ def _first_largest_jvp(
 ) -> tuple[Array, Array]:
   (a, b), (da, db) = primals, tangents
   return _first_largest(a, b), jnp.where(a >= b, da, db)  # JAX's own gradient splits equals
+
+
+def adaptive_average_pool(x: Array, grid: int) -> Array:
+  """Average-pools `[B, H, W, C]` to `[B, grid, grid, C]`, float32.
+
+  Bin i of n over size H covers rows `floor(i H / n)` to `ceil((i + 1) H / n) - 1`; a map smaller
+  than the grid is pooled to its own size.
+  """
+
+  def weights(size: int) -> Array:
+    n = min(grid, size)
+    i = jnp.arange(n)[:, None]
+    row = jnp.arange(size)[None, :]
+    inside = (row >= i * size // n) & (row < -(-(i + 1) * size // n))
+    return inside / jnp.sum(inside, axis=1, keepdims=True)
+
+  return jnp.einsum(
+    "bhwc,ih,jw->bijc", x.astype(jnp.float32), weights(x.shape[1]), weights(x.shape[2])
+  )
+
+
+def average_pool_to(x: Array, most: int) -> Array:
+  """Average-pools `[B, H, W, C]` until no more than about `most` numbers are left of an example.
+
+  Nokland & Eidnes, 2019 (arXiv 1901.06656), released code: the window is 1x1; while
+  `C * ceil(H / kh) * ceil(W / kw) > most` and it is not larger than the map, its height doubles,
+  and then, if there are still too many, its width. So bins need not be square; C alone may be more
+  than `most`.
+
+  Deviations:
+    Where a window does not divide the map, zeros are padded before and after (as many as "SAME"
+    does), and do not count in the mean; PyTorch's code pads half a window and counts the zeros.
+
+  Returns:
+    `[B, ceil(H / kh), ceil(W / kw), C]` float32.
+  """
+  height, width, channels = x.shape[1:]
+  window = [1, 1]
+
+  def left() -> int:
+    return channels * -(-height // window[0]) * -(-width // window[1])
+
+  while left() > most and (window[0] < height or window[1] < width):
+    for axis, size in enumerate((height, width)):
+      if left() > most and window[axis] < size:
+        window[axis] *= 2
+  x = x.astype(jnp.float32)
+  if window == [1, 1]:
+    return x
+  shape = (1, *window, 1)
+  total = lax.reduce_window(x, 0.0, lax.add, shape, shape, "SAME")
+  number = lax.reduce_window(jnp.ones_like(x[:1]), 0.0, lax.add, shape, shape, "SAME")
+  return total / number

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from fflax.core import losses, prototypes
 from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import Numerics
+from fflax.core.pooling import adaptive_average_pool
 from fflax.networks.layers import aux_conv_layer
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
@@ -77,25 +78,6 @@ class HypersphericalConfig:
       raise ValueError("hyperspherical margin and pooling must not be negative")
     if not 0 <= self.ema_decay <= 1:
       raise ValueError(f"hyperspherical ema_decay must be in [0, 1], not {self.ema_decay}")
-
-
-def adaptive_average_pool(x: Array, grid: int) -> Array:
-  """Average-pools `[B, H, W, C]` to `[B, grid, grid, C]`.
-
-  Bin i of n over size H covers rows `floor(i H / n)` to `ceil((i + 1) H / n) - 1`; a map smaller
-  than the grid is pooled to its own size.
-  """
-
-  def weights(size: int) -> Array:
-    n = min(grid, size)
-    i = jnp.arange(n)[:, None]
-    row = jnp.arange(size)[None, :]
-    inside = (row >= i * size // n) & (row < -(-(i + 1) * size // n))
-    return inside / jnp.sum(inside, axis=1, keepdims=True)
-
-  return jnp.einsum(
-    "bhwc,ih,jw->bijc", x.astype(jnp.float32), weights(x.shape[1]), weights(x.shape[2])
-  )
 
 
 def hyperspherical(

@@ -1,4 +1,4 @@
-"""Max-pooling against numpy, and its gradient against XLA's own."""
+"""Pooling against numpy, and the gradient of the max-pool against XLA's own."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from fflax.core.pooling import max_pool_2x2
+from fflax.core.pooling import adaptive_average_pool, average_pool_to, max_pool_2x2
+from tests.training.tiny_layers import jit
 
 
 def xla_pool(x):
@@ -51,3 +52,51 @@ def test_no_scatter_is_left():
   """The gradient in XLA's own form would be a naive loop on a CPU."""
   text = str(jax.make_jaxpr(jax.grad(lambda x: max_pool_2x2(x).sum()))(jnp.ones((1, 4, 4, 1))))
   assert "select_and" not in text and "scatter" not in text
+
+
+@pytest.mark.parametrize(("height", "width", "grid"), [(4, 6, 2), (5, 7, 3), (1, 3, 2), (7, 7, 7)])
+def test_adaptive_pool_against_a_loop(height, width, grid):
+  """Bins from floor(i H / n) to ceil((i + 1) H / n); overlapping bins, and maps below the grid."""
+  x = np.random.default_rng(0).normal(size=(2, height, width, 3))
+  rows, columns = min(grid, height), min(grid, width)
+  want = np.zeros((2, rows, columns, 3))
+  for i in range(rows):
+    for j in range(columns):
+      top, bottom = i * height // rows, -(-(i + 1) * height // rows)
+      left, right = j * width // columns, -(-(j + 1) * width // columns)
+      want[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
+  got = jit(lambda x: adaptive_average_pool(x, grid))(jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("most", "side", "grids"),
+  [
+    (2048, 32, ((4, 4), (2, 4), (2, 4), (2, 2), (2, 2), (2, 2))),
+    (4096, 32, ((4, 8), (4, 4), (4, 4), (2, 4), (2, 4), (2, 4))),
+    (1024, 28, ((2, 4), (2, 2), (2, 2), (1, 2), (1, 2), (1, 2))),
+  ],
+)
+def test_the_grids_of_predsim(most, side, grids):
+  """VGG8b's feature maps, as the released code pools them; where sizes divide, exactly `most`."""
+  maps = [(128, 1), (256, 1), (256, 2), (512, 2), (512, 4), (512, 8)]
+  for (channels, scale), grid in zip(maps, grids, strict=True):
+    x = jax.ShapeDtypeStruct((1, side // scale, side // scale, channels), jnp.float32)
+    assert jax.eval_shape(lambda x: average_pool_to(x, most), x).shape == (1, *grid, channels)
+    assert side == 28 or channels * grid[0] * grid[1] == most
+
+
+@pytest.mark.parametrize(("height", "width", "most"), [(4, 6, 18), (5, 7, 24), (3, 3, 1)])
+def test_pooling_to_a_number_against_a_loop(height, width, most):
+  """Windows that stick out take the mean of what they see."""
+  x = np.random.default_rng(0).normal(size=(2, height, width, 3))
+  got = np.asarray(jit(lambda x: average_pool_to(x, most))(jnp.asarray(x, jnp.float32)))
+  window = {18: (2, 2), 24: (4, 2), 1: (4, 4)}[most]
+  pads = []
+  for size, w in zip((height, width), window, strict=True):
+    total = (-(-size // w) - 1) * w + w - size
+    pads.append((total // 2, total - total // 2))
+  padded = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=np.nan)
+  rows, columns = padded.shape[1] // window[0], padded.shape[2] // window[1]
+  tiles = padded.reshape(2, rows, window[0], columns, window[1], 3)
+  np.testing.assert_allclose(got, np.nanmean(tiles, axis=(2, 4)), rtol=1e-5, atol=1e-6)

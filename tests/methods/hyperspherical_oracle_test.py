@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 
 from fflax.core.readouts import score_sum
-from fflax.methods.hyperspherical import (
-  HypersphericalConfig,
-  adaptive_average_pool,
-  hyperspherical,
-)
+from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.step import make_trainer
 from tests.methods import numpy_oracles as oracle
@@ -172,21 +168,6 @@ def test_dead_layer_has_the_loss_of_equal_scores():
   new, metrics = jit(trainer.step)(state, batch)
   np.testing.assert_allclose(metrics["loss"][0], np.log(1 + 3 * np.exp(10 * 0.1)), rtol=1e-5)
   assert all(np.all(np.isfinite(w)) for s in new.layers for w in jax.tree.leaves(s.params))
-
-
-@pytest.mark.parametrize(("height", "width", "grid"), [(4, 6, 2), (5, 7, 3), (1, 3, 2), (7, 7, 7)])
-def test_adaptive_pool_against_a_loop(height, width, grid):
-  """Bins from floor(i H / n) to ceil((i + 1) H / n); overlapping bins, and maps below the grid."""
-  x = np.random.default_rng(0).normal(size=(2, height, width, 3))
-  rows, columns = min(grid, height), min(grid, width)
-  want = np.zeros((2, rows, columns, 3))
-  for i in range(rows):
-    for j in range(columns):
-      top, bottom = i * height // rows, -(-(i + 1) * height // rows)
-      left, right = j * width // columns, -(-(j + 1) * width // columns)
-      want[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
-  got = jit(adaptive_average_pool, static_argnums=1)(jnp.asarray(x, jnp.float32), grid)
-  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
