@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,13 @@ from fflax.training.schedules import StaggerConfig
 from fflax.training.weight_store import WEIGHT_STORES
 
 _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
+
+# Options that the first runs did not have; at their defaults they are no part of a run's identity.
+_LATER_METHOD_OPTIONS = {
+  "backprop": ("head", "scale", "loss_classes"),
+  "hyperspherical": ("loss_classes",),
+}
+_LATER_OPTIMIZER_OPTIONS = ("end_rate", "milestones", "drop", "accumulate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +172,8 @@ def _known(what: str, names: Any, registry: Mapping[str, Any]) -> None:
       raise ValueError(f"unknown {what} {name!r}; there are {', '.join(registry)}")
 
 
-def as_dict(config: ExperimentConfig) -> dict[str, Any]:
-  """Nested plain values, ready for JSON."""
+def as_dict(config: Any) -> dict[str, Any]:
+  """A configuration, or a part of one, as nested plain values, ready for JSON."""
 
   def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
@@ -189,9 +197,23 @@ def to_flags(config: ExperimentConfig) -> ConfigDict:
 
 
 def load_preset(name: str) -> ExperimentConfig:
-  """The configuration of `experiments/configs/<name>.py`."""
-  module = importlib.import_module(f"experiments.configs.{name}")
-  return from_mapping(module.get_config().to_dict())
+  """The configuration of `experiments/configs/<name>.py`; "name:argument" as in `--config`.
+
+  Raises:
+    ValueError: there is no such file.
+  """
+  stem, _, argument = name.partition(":")
+  try:
+    module = importlib.import_module(f"experiments.configs.{stem}")
+  except ModuleNotFoundError:
+    raise ValueError(f"there is no preset {stem!r} in experiments/configs") from None
+  return from_mapping(module.get_config(*filter(None, [argument])).to_dict())
+
+
+def preset_name(path: str) -> str:
+  """The preset of a configuration file, as `load_preset` takes it."""
+  file, colon, argument = path.partition(":")
+  return pathlib.Path(file).stem + colon + argument
 
 
 def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
@@ -246,8 +268,12 @@ def fingerprint(config: ExperimentConfig) -> str:
   values = as_dict(config)
   values["methods"] = values["methods"][config.method]
   values["networks"] = values["networks"][config.network]
-  unset = {k for k in _SOURCE_OPTIONS if not values["data"][k]}
-  values["data"] = {k: v for k, v in values["data"].items() if k not in unset | {"data_dir"}}
+  options, defaults = config.methods[config.method], METHODS[config.method].config()
+  for field in _LATER_METHOD_OPTIONS.get(config.method, ()):
+    if getattr(options, field) == getattr(defaults, field):
+      del values["methods"][field]
+  left_out = {k for k in _SOURCE_OPTIONS if not values["data"][k]} | {"data_dir"}
+  values["data"] = {k: v for k, v in values["data"].items() if k not in left_out}
   if config.schedule != "greedy":
     values["epochs_per_layer"] = 1  # not read; the default of the first runs
   if config.lookahead.mode == "none":
@@ -262,6 +288,9 @@ def fingerprint(config: ExperimentConfig) -> str:
     del values["stagger"]
   if not config.eval_samples:
     del values["eval_samples"]
+  unset = {k: v for k, v in as_dict(OptimizerConfig()).items() if k in _LATER_OPTIMIZER_OPTIONS}
+  for name in ("optimizer", "readout_optimizer"):
+    values[name] = {k: v for k, v in values[name].items() if unset.get(k, ...) != v}
   for field, default in dataclasses.asdict(ReadoutConfig()).items():
     if field.startswith("head_") and values["readout"][field] == default:
       del values["readout"][field]

@@ -22,11 +22,16 @@ class OptimizerConfig:
     momentum: of "sgd" and "dampened".
     weight_decay: see `name`.
     no_decay: names of the parameters that do not decay: biases, and what only has a direction.
-    schedule: "constant", "cosine" (to zero) or "cooldown" (constant, then linear in the second half
-      of the epochs; see `cooldown`).
+    schedule: "constant", "cosine" (to `end_rate`), "cooldown" (constant, then linear in the second
+      half of the epochs; see `cooldown`) or "steps" (times `drop` after each of `milestones`).
     cooldown: which published cool-down: "matlab", "ff_py" or "loewex".
     warmup_epochs: linear warm-up of "cosine".
     clip_norm: per-layer global-norm clipping; 0 for none.
+    end_rate: where "cosine" ends.
+    milestones, drop: of "steps": epochs after which the rate is multiplied, and by what.
+    accumulate: k > 1: the mean gradient of k batches makes one update, as one batch of k times the
+      size would; a step of the run is still one batch, and counts as a k-th for the schedule.
+      Whatever else moves with a batch (statistics of batch norm, running means) moves k times.
   """
 
   name: str = "adam"
@@ -38,14 +43,19 @@ class OptimizerConfig:
   cooldown: str = "loewex"
   warmup_epochs: float = 0.0
   clip_norm: float = 0.0
+  end_rate: float = 0.0
+  milestones: tuple[int, ...] = ()
+  drop: float = 0.25
+  accumulate: int = 1
 
   def __post_init__(self) -> None:
     """Refuses impossible numbers and unknown names with one sentence."""
     if self.name not in OPTIMIZERS:
       raise ValueError(f"unknown optimizer {self.name!r}; there are {', '.join(OPTIMIZERS)}")
-    if self.schedule not in ("constant", "cosine", "cooldown"):
+    if self.schedule not in ("constant", "cosine", "cooldown", "steps"):
       raise ValueError(
-        f"unknown learning-rate schedule {self.schedule!r}; there are constant, cosine, cooldown"
+        f"unknown learning-rate schedule {self.schedule!r}; there are constant, cosine, cooldown, "
+        "steps"
       )
     if self.cooldown not in COOLDOWNS:
       raise ValueError(f"unknown cooldown {self.cooldown!r}; there are {', '.join(COOLDOWNS)}")
@@ -56,6 +66,14 @@ class OptimizerConfig:
     for field in ("weight_decay", "warmup_epochs", "clip_norm"):
       if not 0 <= getattr(self, field) < float("inf"):
         raise ValueError(f"{field} must be finite and not negative, not {getattr(self, field)}")
+    if not 0 <= self.end_rate <= self.learning_rate:
+      raise ValueError(f"end_rate must be between 0 and learning_rate, not {self.end_rate}")
+    if any(type(epoch) is not int or epoch < 1 for epoch in self.milestones):
+      raise ValueError(f"milestones must be epochs from 1 on, not {self.milestones}")
+    if not 0 < self.drop <= 1:
+      raise ValueError(f"drop must be in (0, 1], not {self.drop}")
+    if type(self.accumulate) is not int or self.accumulate < 1:
+      raise ValueError(f"accumulate must be a number of batches, not {self.accumulate!r}")
 
 
 def cooldown_gain(kind: str, epoch: Array, epochs: int) -> Array:
@@ -80,7 +98,7 @@ COOLDOWNS = ("matlab", "ff_py", "loewex")
 def learning_rate_schedule(
   config: OptimizerConfig, epochs: int, steps_per_epoch: int
 ) -> optax.Schedule:
-  """Learning rate as a function of the optimiser's own step count.
+  """Learning rate as a function of the optimiser's own step count, in batches.
 
   Raises:
     ValueError: the warm-up is longer than the run.
@@ -93,10 +111,13 @@ def learning_rate_schedule(
     warmup = int(config.warmup_epochs * steps_per_epoch)
     if warmup >= total:
       raise ValueError(f"warmup_epochs {config.warmup_epochs} must be below epochs {epochs}")
-    decay = optax.cosine_decay_schedule(rate, total - warmup)
+    decay = optax.cosine_decay_schedule(rate, total - warmup, config.end_rate / rate)
     if warmup == 0:
       return decay
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), decay], [warmup])
+  if config.schedule == "steps":
+    drops = {epoch * steps_per_epoch: config.drop for epoch in config.milestones}
+    return optax.piecewise_constant_schedule(rate, drops)
   return lambda count: rate * cooldown_gain(config.cooldown, count // steps_per_epoch, epochs)
 
 
@@ -144,6 +165,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """The optax transformation of `config`; `epochs` and `steps_per_epoch` place its schedule.
 
+  With `accumulate`, updates are zero but in every k-th call; batches that are left over at the end
+  of a run (or of a layer's turn) have no effect. The state holds the sum and the count, so a run
+  may be cut anywhere.
+
   Raises:
     ValueError: the warm-up is longer than the run.
   """
@@ -155,7 +180,10 @@ def make_optimizer(
   clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   rate = learning_rate_schedule(config, epochs, steps_per_epoch)
   steps = OPTIMIZERS[config.name](config, decay)
-  return optax.chain(*clip, *steps, optax.scale_by_learning_rate(rate))
+  k = config.accumulate
+  each = rate if k == 1 else lambda count: rate(count * k)
+  found = optax.chain(*clip, *steps, optax.scale_by_learning_rate(each))
+  return found if k == 1 else optax.MultiSteps(found, k).gradient_transformation()
 
 
 def for_numerics(

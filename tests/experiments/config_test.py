@@ -11,6 +11,7 @@ from experiments.assembly import check
 from experiments.config import DataConfig, ExperimentConfig
 from fflax.core.pbit_config import PbitConfig
 from fflax.training.lookahead import LookaheadConfig
+from fflax.training.optimizers import OptimizerConfig
 
 CONFIGS = sorted(
   p
@@ -111,6 +112,7 @@ def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
     dataclasses.replace(base, networks={"mlp": {"sizes": (3,)}}),
     dataclasses.replace(base, lookahead=LookaheadConfig("exact")),
     dataclasses.replace(base, weight_store="int8"),
+    dataclasses.replace(base, optimizer=OptimizerConfig(accumulate=2)),
     dataclasses.replace(base, activation="pbits"),
     dataclasses.replace(base, activation="pbits", pbits=PbitConfig(3)),
   ]

@@ -4,6 +4,8 @@ A decay on the wrong parameters or a cool-down that ends an epoch late changes a
 tenths of a percent and nothing else.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from jax import lax
 
 from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
+from fflax.training import checkpoint
 from fflax.training.optimizers import (
   COOLDOWNS,
   OptimizerConfig,
@@ -20,6 +23,8 @@ from fflax.training.optimizers import (
   learning_rate_schedule,
   make_optimizer,
 )
+from fflax.types import Batch
+from tests.training import tiny_layers
 
 
 def published_gain(kind, epoch, epochs):
@@ -87,6 +92,21 @@ def test_cosine_with_and_without_warmup():
   got = np.asarray(jax.vmap(warm)(jnp.arange(101)))
   np.testing.assert_allclose(got[:50], 0.3 * np.arange(50) / 50, atol=1e-6)
   np.testing.assert_allclose(got[50:], 0.15 * (1 + np.cos(np.pi * np.arange(51) / 50)), atol=1e-6)
+
+
+def test_cosine_ends_where_it_is_told():
+  config = OptimizerConfig(learning_rate=2e-4, schedule="cosine", end_rate=1e-5)
+  got = jax.vmap(learning_rate_schedule(config, 4, 25))(jnp.arange(101))
+  want = 1e-5 + (2e-4 - 1e-5) * 0.5 * (1 + np.cos(np.pi * np.arange(101) / 100))
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_steps_fall_after_their_milestones():
+  """The rate of 1-based epoch e is `rate * drop ** (number of milestones <= e - 1)` (predsim)."""
+  config = OptimizerConfig(learning_rate=5e-4, schedule="steps", milestones=(2, 3, 5))
+  got = np.asarray(jax.vmap(learning_rate_schedule(config, 6, 10))(jnp.arange(60)))
+  want = [5e-4 * 0.25 ** sum(m <= step // 10 for m in (2, 3, 5)) for step in range(60)]
+  np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_constant():
@@ -211,6 +231,10 @@ def test_the_rate_follows_the_optimizer_s_own_count():
     ({"learning_rate": -1.0}, "learning_rate"),
     ({"learning_rate": float("nan")}, "learning_rate"),
     ({"schedule": "linear"}, "linear"),
+    ({"end_rate": 1.0}, "end_rate"),
+    ({"milestones": (0,)}, "milestones"),
+    ({"drop": 0.0}, "drop"),
+    ({"accumulate": 0}, "accumulate"),
     ({"schedule": "cooldown", "cooldown": "hinton"}, "hinton"),
     ({"schedule": "cosine", "warmup_epochs": 3.0}, "warmup_epochs"),
   ],
@@ -248,3 +272,53 @@ def test_gradient_states_take_their_next_value_and_scale_their_neighbours():
   ):
     np.testing.assert_allclose(a, b, rtol=1e-6)
   assert for_numerics(plain, float32()) is plain
+
+
+def test_accumulated_updates_are_those_of_the_mean_gradient():
+  """k calls make one update, clipped and scheduled as one batch of k times the size would be."""
+  config = OptimizerConfig(
+    "adamw", 0.1, weight_decay=0.2, schedule="cosine", clip_norm=0.5, accumulate=3
+  )
+  many = make_optimizer(config, epochs=2, steps_per_epoch=6)
+  once = make_optimizer(dataclasses.replace(config, accumulate=1), epochs=2, steps_per_epoch=2)
+  small = large = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])}
+  waiting, state = many.init(small), once.init(large)
+  update = jax.jit(many.update)
+  for i in range(2):
+    grads = [
+      jax.tree.map(lambda p, c=c: jnp.cos(3 * p + c), large) for c in range(3 * i, 3 * i + 3)
+    ]
+    for j, g in enumerate(grads):
+      updates, waiting = update(g, waiting, small)
+      assert all(np.any(u) == (j == 2) for u in jax.tree.leaves(updates))
+      small = optax.apply_updates(small, updates)
+    mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+    updates, state = once.update(mean, state, large)
+    large = optax.apply_updates(large, updates)
+    for a, b in zip(*map(jax.tree.leaves, (small, large)), strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("locality", ["strict", "global"])
+def test_two_halves_of_a_batch_are_the_batch(locality, tmp_path):
+  """Every layer accumulates its own gradient; a run that is cut in between goes on as it was."""
+  method = tiny_layers.METHOD._replace(locality=locality)
+  optimizer = OptimizerConfig("adam", 0.05)
+  split = OptimizerConfig("adam", 0.05, accumulate=2)
+  one, two = (
+    tiny_layers.trainer(method, optimizer=make_optimizer(c), stack=True) for c in (optimizer, split)
+  )
+  batch = tiny_layers.batch()
+  whole, state = (t.init(jax.random.key(0), batch) for t in (one, two))
+  step, first = tiny_layers.jit(two.step), jax.tree.leaves([s.params for s in state.layers])
+  for _ in range(2):
+    whole, _ = tiny_layers.jit(one.step)(whole, batch)
+    for rows in (slice(None, 4), slice(4, None)):
+      checkpoint.save(tmp_path, int(state.step), state)
+      state = checkpoint.restore(tmp_path, state)
+      state, _ = step(state, Batch(batch.image[rows], batch.label[rows]))
+  assert int(state.step) == 4
+  pairs = [jax.tree.leaves([s.params for s in t.layers]) for t in (whole, state)]
+  for start, a, b in zip(first, *pairs, strict=True):
+    assert np.abs(a - start).max() > 0.05
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
