@@ -8,8 +8,10 @@ Differences of goodness and threshold are large-number differences (a bfloat16 n
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 
+from fflax.core.pooling import grid_features
 from fflax.types import Array, LayerOut
 
 
@@ -72,3 +74,20 @@ def blockwise_mean_of_squares(square: Array, num_blocks: int) -> Array:
     raise ValueError(f"{channels} channels cannot be split into {num_blocks} equal class blocks")
   blocks = square.astype(jnp.float32).reshape(-1, num_blocks, channels // num_blocks)
   return jnp.mean(blocks, axis=(0, 2))
+
+
+def bounded_temperature(alpha: Array, low: float, high: float) -> Array:
+  """`low + (high - low) sigmoid(alpha)`: a temperature that is learned, and stays in its bounds.
+
+  DTG-FF (Y. Chen, 2026, arXiv 2606.06539). At alpha 0 it is the middle; at a bound it freezes.
+  """
+  return low + (high - low) * jax.nn.sigmoid(alpha)
+
+
+def grid_goodness(act: Array, square: Array | None = None, grid: int = 2) -> Array:
+  """Squares, averaged over a grid of bins: `[B, H, W, C]` to `[B, grid * grid * C]`, float32.
+
+  "Spatial goodness" of DTG-FF (arXiv 2606.06539): a vector for each example, where the scalar
+  goodness of Forward-Forward is its mean. Units without a place, `[B, D]`, keep their squares.
+  """
+  return grid_features(_squares(act, square), grid)

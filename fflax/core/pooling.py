@@ -55,6 +55,21 @@ def adaptive_average_pool(x: Array, grid: int) -> Array:
   )
 
 
+def grid_features(x: Array, grid: int) -> Array:
+  """A vector for each example: maps `[B, H, W, C]` pooled onto a grid, `[B, D]` as it is; float32.
+
+  Where the grid divides the map, bins are means of equal blocks, without a product.
+  """
+  if x.ndim == 4:
+    size, height, width, channels = x.shape
+    if height % grid or width % grid:
+      x = adaptive_average_pool(x, grid)
+    else:
+      blocks = (size, grid, height // grid, grid, width // grid, channels)
+      x = jnp.mean(x.astype(jnp.float32).reshape(blocks), axis=(2, 4))
+  return x.astype(jnp.float32).reshape(x.shape[0], -1)
+
+
 def average_pool_to(x: Array, most: int) -> Array:
   """Average-pools `[B, H, W, C]` until no more than about `most` numbers are left of an example.
 

@@ -131,6 +131,30 @@ def vgg8(
   )
 
 
+def vgg11(
+  *, numerics: Numerics, activation: Activation, initializer: Initializer, batch_norm: bool = False
+) -> Network:
+  """The VGG11 of DTG-FF: eight 3x3 convolutions, 64-128-256-256-512-512-512-512 channels, biases.
+
+  2x2 average pooling after layers 1, 2, 4 and 6, for images from 16x16 on: `[B, H, W, C]` to
+  `[B, H // 16, W // 16, 512]`. 9,220,480 parameters for three input channels.
+  K. Simonyan, A. Zisserman, 2014, arXiv 1409.1556, configuration A, without its dense layers.
+
+  Args:
+    numerics: how it multiplies.
+    activation: of every layer.
+    initializer: of every layer.
+    batch_norm: whether pre-activations are batch-normalised; then convolutions have no biases.
+
+  Deviations:
+    The original pools after the last layer, too; here no layer would see the result.
+  """
+  channels = (64, 128, 256, 256, 512, 512, 512, 512)
+  return _conv_network(
+    "vgg11", numerics, activation, initializer, channels, (1, 2, 4, 6), "avg", batch_norm
+  )
+
+
 def local_mlp(
   *,
   numerics: Numerics,

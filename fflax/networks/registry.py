@@ -18,6 +18,7 @@ from fflax.networks.architectures import (
   mlp,
   small_cnn,
   vgg8,
+  vgg11,
 )
 from fflax.networks.cfse import cfse
 from fflax.networks.initializers import Initializer, get_initializer
@@ -32,6 +33,7 @@ NETWORKS: Mapping[str, NetworkFactory] = MappingProxyType(
     "small_cnn": small_cnn,
     "hff_cnn": hff_cnn,
     "vgg8": vgg8,
+    "vgg11": vgg11,
     "local_mlp": local_mlp,
     "resnet18": resnet18,
     "mobilenet_v2": mobilenet_v2,

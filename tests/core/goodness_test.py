@@ -73,3 +73,26 @@ def test_layer_gradient_is_the_published_update(kind, temperature, maximize):
   signal = factor * np.stack([-(1 - p[0])[:, None] * h[0], p[1][:, None] * h[1]])
   np.testing.assert_allclose(got[0], np.einsum("vbi,vbj->ij", u, signal), rtol=2e-5, atol=1e-6)
   np.testing.assert_allclose(got[1], signal.sum((0, 1)), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "grid"), [((3, 6, 4, 2), 2), ((3, 5, 3, 2), 2), ((3, 7), 2)])
+def test_grid_goodness_is_the_mean_square_of_every_bin(shape, grid):
+  """Bins of odd maps overlap; units without a place keep their own squares."""
+  h = np.random.default_rng(2).normal(size=shape)
+  if len(shape) == 2:
+    want = h**2
+  else:
+    edges = [[(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in shape[1:3]]
+    bins = [(h**2)[:, a:b, c:d].mean((1, 2)) for a, b in edges[0] for c, d in edges[1]]
+    want = np.concatenate(bins, axis=-1)
+  got = goodness.grid_goodness(jnp.asarray(h, jnp.float32), grid=grid)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  given = goodness.grid_goodness(jnp.zeros(shape), jnp.asarray(h**2, jnp.float32), grid=grid)
+  np.testing.assert_allclose(given, want, rtol=1e-5)
+
+
+def test_a_bounded_temperature_begins_in_the_middle_and_stays_inside():
+  at = lambda alpha: float(goodness.bounded_temperature(jnp.float32(alpha), 0.5, 2.0))  # noqa: E731
+  assert at(0.0) == pytest.approx(1.25)
+  assert at(1.0) == pytest.approx(0.5 + 1.5 / (1 + np.exp(-1.0)), rel=1e-6)
+  assert 0.5 < at(-10) < at(10) < 2.0

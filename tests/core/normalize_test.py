@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fflax.core.normalize import NORMALIZATIONS
+from fflax.core.normalize import CHANNEL_NORMS, NORMALIZATIONS, dropout
 
 LENGTHS = {"rms": lambda v: np.sqrt(np.mean(v**2)), "l2": lambda v: np.sqrt(np.sum(v**2))}
 
@@ -76,3 +76,29 @@ def test_none_hands_on_float32_as_it_is():
   out = NORMALIZATIONS["none"](h)
   assert out.dtype == jnp.float32
   np.testing.assert_array_equal(out, h.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("kind", CHANNEL_NORMS)
+def test_norms_of_the_last_axis(kind):
+  h = example((2, 3, 5)) + 2
+  x = h.astype(np.float64)
+  centred = x - x.mean(-1, keepdims=True)
+  want = {
+    "layer": centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1),
+    "rms": x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1),
+    "none": x,
+  }
+  got = CHANNEL_NORMS[kind](jnp.asarray(h), 0.1)
+  np.testing.assert_allclose(got, want[kind], rtol=1e-5)
+  slope = jax.grad(lambda h: jnp.sum(CHANNEL_NORMS[kind](h)))(jnp.zeros((2, 5)))
+  assert np.all(np.isfinite(slope)), "a dead place must not give NaN"
+
+
+def test_dropout_keeps_the_mean_and_drops_at_its_rate():
+  x = jnp.full((400, 100), 3.0)
+  got = np.asarray(dropout(jax.random.key(0), x, 0.25))
+  assert set(np.unique(got)) == {0.0, 4.0}
+  # Four standard deviations of a binomial of 40,000.
+  assert abs((got == 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / got.size)
+  for key, rate in ((None, 0.25), (jax.random.key(0), 0.0)):
+    np.testing.assert_array_equal(dropout(key, x, rate), x)

@@ -18,6 +18,7 @@ SHAPES = {
   "small_cnn": (8, 8, 1),
   "hff_cnn": (8, 8, 1),
   "vgg8": (16, 16, 3),
+  "vgg11": (16, 16, 3),
   "local_mlp": (28, 28, 1),
   "resnet18": (8, 8, 3),
   "mobilenet_v2": (8, 8, 3),
@@ -26,7 +27,7 @@ SHAPES = {
   "cfse": (8, 8, 1),
 }
 # Too wide or too deep to run here; their layers are small_cnn's, or their own tests run them.
-ELSEWHERE = ("vgg8", "resnet18", "mobilenet_v2", "efficientnet_b0")
+ELSEWHERE = ("vgg8", "vgg11", "resnet18", "mobilenet_v2", "efficientnet_b0")
 SMALL = {
   "mlp": {"sizes": (16, 16, 16)},
   "hff_cnn": {"width": 1 / 32},
@@ -62,6 +63,18 @@ def test_vgg8_table():
   assert [row[1] for row in table] == [(s, s, c) for s, c in zip(sides, channels, strict=True)]
   assert rows("vgg8", (28, 28, 1))[0][2] == 1_280
   assert rows("vgg8", (64, 64, 3))[-1][1] == (4, 4, 512)
+
+
+def test_vgg11_table():
+  table = rows("vgg11", (32, 32, 3))
+  counts = [1_792, 73_856, 295_168, 590_080, 1_180_160, *[2_359_808] * 3]
+  assert [row[2] for row in table] == counts
+  assert sum(counts) == 9_220_480
+  assert [row[1][0] for row in table] == [16, 8, 8, 4, 4, 2, 2, 2]
+  assert {layer.spec.pool for layer in make_network("vgg11", numerics=float32()).layers} == {
+    None,
+    "avg",
+  }
 
 
 def test_vgg8_goodness_maps():
@@ -196,7 +209,11 @@ def test_network_options():
 @pytest.mark.parametrize(
   ("name", "arguments", "message"),
   [
-    ("resnet", {}, "Unknown network 'resnet'; allowed: mlp, small_cnn, hff_cnn, vgg8, local_mlp"),
+    (
+      "resnet",
+      {},
+      "Unknown network 'resnet'; allowed: mlp, small_cnn, hff_cnn, vgg8, vgg11, local_mlp",
+    ),
     ("mlp", {"depth": 3}, "Unknown option 'depth' of network 'mlp'; allowed: sizes, use_bias"),
     ("mlp", {"initializer": "x"}, "Unknown option 'initializer'"),
     ("mlp", {"activation": "x"}, "Unknown activation 'x'; allowed: relu"),

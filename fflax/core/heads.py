@@ -1,0 +1,82 @@
+"""Linear heads: class scores `[B, K]` from one layer's features, `{"kernel": [D, K], "bias": [K]}`.
+
+A head may be learned with its layer, or be drawn once and stay as it is.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
+from fflax.types import Array, Key, PyTree
+
+
+def random_head(key: Key, width: int, num_classes: int) -> PyTree:
+  """Kernel and bias from N(0, 1/K): the fixed random readout of DTG-FF (arXiv 2606.06539).
+
+  Columns of the kernel have norms of about `sqrt(width / K)`, whatever the width: features are
+  meant to be small (pooled squares), and logits of order one.
+  """
+  kernel_key, bias_key = jax.random.split(key)
+  scale = num_classes**-0.5
+  return {
+    "kernel": scale * jax.random.normal(kernel_key, (width, num_classes)),
+    "bias": scale * jax.random.normal(bias_key, (num_classes,)),
+  }
+
+
+def lecun_head(key: Key, width: int, num_classes: int) -> PyTree:
+  """Kernel of variance `1 / width` (LeCun-normal), bias zero."""
+  kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
+  return {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
+
+
+def uniform_head(key: Key, width: int, num_classes: int) -> PyTree:
+  """Kernel and bias from U(-1/sqrt(width), 1/sqrt(width)), PyTorch's default of a linear layer."""
+  kernel_key, bias_key = jax.random.split(key)
+  bound = width**-0.5
+  draw = lambda k, shape: jax.random.uniform(k, shape, jnp.float32, -bound, bound)  # noqa: E731
+  return {"kernel": draw(kernel_key, (width, num_classes)), "bias": draw(bias_key, (num_classes,))}
+
+
+def zero_head(key: Key, width: int, num_classes: int) -> PyTree:
+  """Kernel and bias zero: no opinion at the start, and no gradient for what is below."""
+  del key
+  return {"kernel": jnp.zeros((width, num_classes)), "bias": jnp.zeros((num_classes,))}
+
+
+HEADS: Mapping[str, Callable[[Key, int, int], PyTree]] = {
+  "random": random_head,
+  "lecun": lecun_head,
+  "uniform": uniform_head,
+  "zero": zero_head,
+}
+"""How a head begins, by name."""
+
+
+def with_gradient_state(head: PyTree, numerics: Numerics) -> PyTree:
+  """The head with the state that learning in these numerics carries, if they carry one."""
+  if numerics.gradient_state is None:
+    return head
+  return {**head, "product": {GRADIENT_STATE: numerics.gradient_state(head["kernel"].shape)}}
+
+
+def apply_head(
+  head: PyTree, x: Array, numerics: Numerics | None = None, key: Key | None = None
+) -> Array:
+  """`x @ kernel + bias` of `[B, D]`, multiplied in `numerics` (None: float32).
+
+  Args:
+    head: a head; without "bias", nothing is added.
+    x: features.
+    numerics: how it multiplies.
+    key: of rounding noise in training; None rounds to nearest.
+  """
+  numerics = numerics or float32()
+  bound = {"key": key} if numerics.takes_key else {}
+  if "product" in head:
+    bound["state"] = head["product"][GRADIENT_STATE]
+  numbers = (((1,), (0,)), ((), ()))
+  logits = numerics.dot_general(x, head["kernel"], numbers, **bound)
+  return logits + head["bias"][None, :] if "bias" in head else logits
