@@ -4,6 +4,8 @@ Names: `g_pos`, `g_neg` goodness of the positive and negative view, `theta` thre
 `[K]` class scores of one example.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -105,3 +107,24 @@ def clamped_competitive_loss(goodness: Array, label: Array) -> Array:
   chex.assert_rank([goodness, label], [1, 0])
   powers = jnp.exp(jnp.clip(goodness.astype(jnp.float32), -50.0, 50.0))
   return jnp.log(jnp.sum(powers) + 1e-9) - jnp.log(powers[label] + 1e-9)
+
+
+def among(scores: Array, classes: Sequence[int]) -> Array:
+  """`[..., K]` scores with -1e9 in the place of classes that are not in `classes`; () is all.
+
+  Left-out classes never win, and get exactly no gradient: the class mask of growing class sets.
+  """
+  if not len(classes):
+    return scores
+  here = jnp.zeros(scores.shape[-1], bool).at[jnp.asarray(classes)].set(True)
+  return jnp.where(jnp.broadcast_to(here, scores.shape), scores, -1e9)
+
+
+def check_classes(classes: Sequence[int], num_classes: int) -> None:
+  """Raises ValueError unless `classes` is empty or two or more different classes below K."""
+  known = all(isinstance(c, int) and 0 <= c < num_classes for c in classes)
+  if classes and not (known and len(classes) == len(set(classes)) > 1):
+    raise ValueError(
+      f"loss_classes must be none or at least two different classes below {num_classes}, not "
+      f"{tuple(classes)}"
+    )

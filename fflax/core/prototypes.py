@@ -19,14 +19,22 @@ def unit(v: Array) -> Array:
   return v * lax.rsqrt(jnp.sum(jnp.square(v), axis=-1, keepdims=True) + _FLOOR)
 
 
+def cosines(z: Array, prototypes: Array) -> Array:
+  """`cos(z, p_cm)`, `[K, M]`.
+
+  They are float32 at full precision: a rounded cosine near 1 times a scale of 30 is a visible
+  error.
+  """
+  chex.assert_rank([z, prototypes], [1, 3])
+  return jnp.einsum("kmd,d->km", unit(prototypes), unit(z), precision=lax.Precision.HIGHEST)
+
+
 def class_scores(z: Array, prototypes: Array, pooling: float) -> Array:
   """`S_c = (logsumexp_m(pooling * cos(z, p_cm)) - log M) / pooling`, `[K]` in [-1, 1].
 
-  `pooling -> inf` takes the nearest prototype of a class, `-> 0` the mean over them. Cosines are
-  float32 at full precision: a rounded cosine near 1 times a scale of 30 is a visible error.
+  `pooling -> inf` takes the nearest prototype of a class, `-> 0` the mean over them.
   """
-  chex.assert_rank([z, prototypes], [1, 3])
-  cosine = jnp.einsum("kmd,d->km", unit(prototypes), unit(z), precision=lax.Precision.HIGHEST)
+  cosine = cosines(z, prototypes)
   count = prototypes.shape[1]
   if count == 1:
     return cosine[:, 0]

@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fflax.core import losses
+from fflax.core import losses, prototypes
 from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
@@ -21,20 +21,31 @@ class BackpropConfig:
   Attributes:
     heads: "last" (one softmax head) or "all" (deep supervision, BP-DeepSup: a head and a loss at
       every layer, summed, gradient flowing end to end).
+    head: "linear", or "cosine" (`scale` times the cosines of the features with one prototype a
+      class: the head of the hyperspherical method, so that its control differs in nothing else).
+    scale: of head "cosine".
     smoothing: label smoothing of every head's cross-entropy.
+    loss_classes: the classes that compete in the loss, () for all.
     normalization, eps: of the input and between dense layers, so that a control can share the local
       method's length normalisation; "none" is plain backprop.
   """
 
   heads: str = "last"
+  head: str = "linear"
+  scale: float = 10.0
   smoothing: float = 0.0
   normalization: str = "none"
   eps: float = 1e-6
+  loss_classes: tuple[int, ...] = ()
 
   def check(self) -> None:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
     if self.heads not in ("last", "all"):
       raise ValueError(f"backprop heads must be 'last' or 'all', not {self.heads!r}")
+    if self.head not in ("linear", "cosine"):
+      raise ValueError(f"backprop head must be 'linear' or 'cosine', not {self.head!r}")
+    if not self.scale > 0:
+      raise ValueError(f"backprop scale must be positive, not {self.scale}")
     if self.normalization not in NORMALIZATIONS:
       raise ValueError(
         f"backprop normalization must be one of {tuple(NORMALIZATIONS)}, not {self.normalization!r}"
@@ -42,19 +53,22 @@ class BackpropConfig:
     check_eps(self.eps)
     if not 0 <= self.smoothing < 1:
       raise ValueError(f"backprop smoothing must be in [0, 1), not {self.smoothing}")
+    if self.smoothing and self.loss_classes:
+      raise ValueError("backprop smoothing spreads over all classes: not with loss_classes")
 
 
 def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None = None) -> Method:
   """Backpropagation (single head or BP-DeepSup) as a `Method` of global locality.
 
   A head is a linear layer `[D, K]` with bias (LeCun-normal, zero) on the output of a dense layer or
-  the spatial mean of a conv layer's map, multiplied in `numerics`. Deep supervision sums the heads'
-  logits to predict with readout "score_sum".
+  the spatial mean of a conv layer's map, multiplied in `numerics`; or cosines, float32 always. Deep
+  supervision sums the heads' logits to predict with readout "score_sum".
 
   Raises:
-    ValueError: see `BackpropConfig.check`.
+    ValueError: see `BackpropConfig.check`, or `loss_classes` that are not there.
   """
   config.check()
+  losses.check_classes(config.loss_classes, num_classes)
   numerics = numerics or float32()
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
 
@@ -72,6 +86,8 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     if config.heads == "last" and not place.is_last:
       return {}, {}
     width = features(out.out).shape[-1]
+    if config.head == "cosine":
+      return {"head": {"prototypes": prototypes.random_prototypes(key, num_classes, 1, width)}}, {}
     kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
     head: PyTree = {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
     if numerics.gradient_state is not None:
@@ -79,6 +95,9 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     return {"head": head}, {}
 
   def apply_head(head: PyTree, x: Array, key: Key | None) -> Array:
+    if config.head == "cosine":
+      cosine = jax.vmap(lambda z: prototypes.cosines(z, head["prototypes"]))(x)
+      return config.scale * cosine[..., 0]
     bound = {"key": key} if numerics.takes_key else {}
     if "product" in head:
       bound["state"] = head["product"][GRADIENT_STATE]
@@ -100,6 +119,7 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     if not params:
       return jnp.zeros(()), (stats, {})
     logits = apply_head(params["head"], features(out.out[0]), key)
+    logits = losses.among(logits, config.loss_classes)
     loss = jnp.mean(losses.cross_entropy(logits, label, config.smoothing))
     return loss, (stats, {"train_accuracy": jnp.mean(jnp.argmax(logits, -1) == label)})
 

@@ -5,6 +5,7 @@ and predicts, and other classes' prototypes take the place of negative data.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from fflax.core.normalize import NORMALIZATIONS, check_eps
 from fflax.core.numerics import Numerics
 from fflax.core.pooling import adaptive_average_pool
 from fflax.networks.layers import aux_conv_layer
-from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
+from fflax.types import Array, Batch, Key, Layer, LayerOut, Method, Metrics, Place, PyTree
 
 _MAKE = {
   "learned": prototypes.random_prototypes,
@@ -43,6 +44,8 @@ class HypersphericalConfig:
     aux_features, aux_kernel, aux_pool: the auxiliary conv head of layers with spatial outputs:
       `aux_kernel` conv to `aux_features` channels, no nonlinearity, average-pooled to a grid of
       `aux_pool` x `aux_pool`.
+    loss_classes: the classes that compete in the loss, () for all: of learning class by class,
+      where the others' prototypes then keep still.
   """
 
   scale: float = 10.0
@@ -58,6 +61,7 @@ class HypersphericalConfig:
   aux_features: int = 256
   aux_kernel: int = 3
   aux_pool: int = 2
+  loss_classes: tuple[int, ...] = ()
 
   def check(self) -> None:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
@@ -80,6 +84,26 @@ class HypersphericalConfig:
       raise ValueError(f"hyperspherical ema_decay must be in [0, 1], not {self.ema_decay}")
 
 
+def make_features(
+  config: HypersphericalConfig, numerics: Numerics | None = None
+) -> tuple[Layer, Callable[..., Array]]:
+  """The auxiliary conv head, and what a layer compares with its prototypes.
+
+  The latter is `(params, out, key=None) -> [B, D]`, from the layer's extras and its output
+  `[B, ...]`: through the head if that is a map `[B, H, W, C]`; with a key as in training.
+  """
+  aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel, numerics=numerics)
+
+  def features(params: PyTree, out: Array, key: Key | None = None) -> Array:
+    if out.ndim == 4:
+      out = adaptive_average_pool(
+        aux.apply(params["aux"], {}, out, train=key is not None, key=key)[0].out, config.aux_pool
+      )
+    return out.reshape(out.shape[0], -1)
+
+  return aux, features
+
+
 def hyperspherical(
   config: HypersphericalConfig, num_classes: int, numerics: Numerics | None = None
 ) -> Method:
@@ -93,12 +117,13 @@ def hyperspherical(
   gets an auxiliary conv head, which multiplies in `numerics`; similarities are float32 always.
 
   Raises:
-    ValueError: see `HypersphericalConfig.check`.
+    ValueError: see `HypersphericalConfig.check`, or `loss_classes` that are not there.
   """
   config.check()
+  losses.check_classes(config.loss_classes, num_classes)
   pooling = config.pooling or config.scale
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
-  aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel, numerics=numerics)
+  aux, features = make_features(config, numerics)
   trained = config.prototypes == "learned"
 
   def plain_view(image: Array) -> Array:
@@ -107,14 +132,6 @@ def hyperspherical(
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
     del key, class_scores
     return plain_view(batch.image)[None]
-
-  def features(params: PyTree, out: Array, key: Key | None = None) -> Array:
-    """`[B, D]` from a layer's output `[B, ...]`, through the auxiliary conv head if it is a map."""
-    if out.ndim == 4:
-      out = adaptive_average_pool(
-        aux.apply(params["aux"], {}, out, train=key is not None, key=key)[0].out, config.aux_pool
-      )
-    return out.reshape(out.shape[0], -1)
 
   def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
     del place
@@ -143,6 +160,7 @@ def hyperspherical(
   ) -> tuple[Array, tuple[PyTree, Metrics]]:
     del context
     z, s = scores(params, stats, out, key)
+    s = losses.among(s, config.loss_classes)
     if config.loss == "smooth":
       rows = jax.vmap(lambda v, y: losses.margin_cross_entropy(v, y, config.scale, config.margin))(
         s, label
@@ -153,7 +171,8 @@ def hyperspherical(
       p = prototypes.ema_prototypes(stats["prototypes"], z, label, config.ema_decay)
       stats = {"prototypes": p}
     own = jnp.take_along_axis(s, label[:, None], axis=1)[:, 0]
-    others = (jnp.sum(s, axis=1) - own) / (num_classes - 1)
+    rivals = len(config.loss_classes or range(num_classes)) - 1
+    others = (jnp.sum(jnp.where(s < -1.5, 0, s), axis=1) - own) / rivals  # cosines are above -1
     metrics = {
       "goodness_pos": jnp.mean(own),
       "goodness_neg": jnp.mean(others),
