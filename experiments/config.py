@@ -278,6 +278,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     values["epochs_per_layer"] = 1  # not read; the default of the first runs
   if config.lookahead.mode == "none":
     del values["lookahead"]
+  if config.int8.scale_groups == 1:
+    del values["int8"]["scale_groups"]
   if config.int8 == Int8Config():
     del values["int8"]
   if config.pbits == PbitConfig():

@@ -106,4 +106,5 @@ class _Int8Conv:
     pads = tuple((int(low), int(high)) for low, high in padding)
     conv = _PlainConv(x.shape, w.shape, strides, pads, feature_group_count)
     seeds = None if key is None else seed_words(key, 4)
-    return int8_lib._product(self.config, conv, x, w, seeds, state)
+    config = int8_lib._settings(self.config, key, len(x))
+    return int8_lib._product(config, conv, x, w, seeds, state)

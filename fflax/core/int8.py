@@ -15,7 +15,8 @@ Precision", DAC 2025, arXiv 2506.22771.
 Deviations: the paper rounds its input stochastically and is silent on weights and gradients; by
 default weights are rounded to nearest and gradients stochastically. A bias, and whatever else the
 layer does, stays in float32. The paper runs positive and negative data one after the other; views
-that go through a layer as one batch share one scale of activations and one of gradients.
+that go through a layer as one batch share one scale of activations and one of gradients, unless
+`Int8Config.scale_groups` gives each view its own.
 """
 
 import dataclasses
@@ -61,7 +62,8 @@ def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
   Returns:
     The numerics. `dot_general` takes any dimension numbers; `conv_general_dilated` takes
     channels-last convolutions with strides, pads and groups, and raises ValueError for dilated,
-    batch-grouped and other ones. Both raise ValueError for sums that int32 could not hold.
+    batch-grouped and other ones. Both raise ValueError for sums that int32 could not hold, and in
+    training for a batch that does not part into `scale_groups`.
 
   Raises:
     ValueError: see `Int8Config.check`.
@@ -89,6 +91,9 @@ class _Linear(Protocol):
   def forward(self, x: Array, w: Array) -> Array: ...
   def input_gradient(self, g: Array, w: Array) -> Array: ...
   def weight_gradient(self, x: Array, g: Array) -> Array: ...
+  def part(self, parts: int) -> "_Linear":
+    """The same map, of one of so many equal parts of the batch."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,10 @@ class _Matrix:
 
   def weight_gradient(self, x: Array, g: Array) -> Array:
     return int8_dot_weight_gradient(x, g, backend=self.backend)
+
+  def part(self, parts: int) -> "_Matrix":
+    del parts
+    return self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +136,7 @@ class _Dot:
     x, w = jnp.asarray(lhs, jnp.float32), jnp.asarray(rhs, jnp.float32)
     rows = [a for a in range(x.ndim) if a not in (*lhs_axes, *lhs_batch)]
     columns = [a for a in range(w.ndim) if a not in (*rhs_axes, *rhs_batch)]
+    config = _settings(self.config, key, x.shape[rows[0]] if rows and not lhs_batch else 1)
     x, w = x.transpose(*lhs_batch, *rows, *lhs_axes), w.transpose(*rhs_batch, *rhs_axes, *columns)
     # One mapped axis, or none; then the matrices' two.
     n, m, k = len(lhs_batch), len(lhs_batch) + len(rows), len(rhs_batch) + len(rhs_axes)
@@ -134,7 +144,7 @@ class _Dot:
     out_shape = (*x.shape[:m], *w.shape[k:])
     mapped = (math.prod(batch),) if batch else ()
     out = _product(
-      _settings(self.config, key),
+      config,
       _Matrix(self.config.backend),
       x.reshape(*mapped, math.prod(x.shape[n:m]), length),
       w.reshape(*mapped, length, math.prod(w.shape[k:])),
@@ -182,15 +192,18 @@ class _Conv:
     pads = tuple((int(low), int(high)) for low, high in padding)
     conv = Int8Conv(x.shape, w.shape, strides, pads, feature_group_count, self.config.backend)
     seeds = None if key is None else seed_words(key, 4)
-    out = _product(_settings(self.config, key), conv, x, w, seeds, state)
+    out = _product(_settings(self.config, key, len(x)), conv, x, w, seeds, state)
     return out if preferred_element_type is None else out.astype(preferred_element_type)
 
 
-def _settings(config: Int8Config, key: Key | None) -> Int8Config:
+def _settings(config: Int8Config, key: Key | None, batch: int) -> Int8Config:
   """In evaluation every example has a scale of its own: no answer depends on its neighbours."""
-  if key is not None:
-    return config
-  return dataclasses.replace(config, act_scale="row", gradient="absmax")
+  if key is None:
+    return dataclasses.replace(config, act_scale="row", gradient="absmax", scale_groups=1)
+  groups = config.scale_groups
+  if groups > 1 and (batch == 0 or batch % groups):
+    raise ValueError(f"int8 scale_groups={groups} cannot part a batch of {batch} into equal groups")
+  return config
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -215,7 +228,7 @@ def _rounded(
 ) -> Quantized:
   rounding = (config.act_rounding, config.weight_rounding, config.grad_rounding)[min(role, 2)]
   if scale is None:
-    scale = absmax_scale(x, axis)
+    scale = absmax_scale(x, axis) if role == _WEIGHT else _group_scale(config, x, axis)
 
   def values() -> Array:
     if seeds is None or rounding == "nearest":
@@ -224,6 +237,18 @@ def _rounded(
     return quantize(x, scale=scale, rounding=rounding, noise=noise).values
 
   return Quantized(_once(values, scale), scale)
+
+
+def _group_scale(config: Int8Config, x: Array, axis: tuple[int, ...] | None) -> Array:
+  """`absmax_scale` of each group of the leading axis, repeated along it."""
+  groups = config.scale_groups
+  if groups == 1:
+    return absmax_scale(x, axis)
+  parts = x.reshape(groups, len(x) // groups, *x.shape[1:])
+  scale = absmax_scale(parts, (0, *(a + 1 for a in axis or ())))
+  return jnp.broadcast_to(scale, (*parts.shape[:2], *scale.shape[2:])).reshape(
+    len(x), *scale.shape[2:]
+  )
 
 
 def _once(values: Callable[[], Array], scale: Array) -> Array:
@@ -280,7 +305,10 @@ def _backward(
       input_parts = (for_inputs(input_g, None, None),)
   x_scale = x8.scale if config.act_scale == "tensor" else 1.0
   w_scale = w8.scale if config.weight_scale == "tensor" else 1.0
-  dw = _sum(weight_parts, lambda v: linear.weight_gradient(x8.values, v)) * x_scale
+  if config.scale_groups == 1:
+    dw = _sum(weight_parts, lambda v: linear.weight_gradient(x8.values, v)) * x_scale
+  else:
+    dw = _weight_gradient_of_groups(config, linear, x8.values, weight_parts[0], x_scale)
   dx = _sum(input_parts, lambda v: linear.input_gradient(v, w8.values)) * w_scale
   return dx, dw, None, state
 
@@ -291,6 +319,19 @@ _product.defvjp(_forward, _backward)
 def _sum(parts: Parts, product: Callable[[Array], Array]) -> Array:
   terms = (product(part.values).astype(jnp.float32) * part.scale for part in parts)
   return functools.reduce(operator.add, terms)
+
+
+def _weight_gradient_of_groups(
+  config: Int8Config, linear: _Linear, x: Array, g: Quantized, x_scale: Array | float
+) -> Array:
+  """An int32 product for each group, which has one scale; added in float32."""
+  size, one = len(x) // config.scale_groups, linear.part(config.scale_groups)
+  scale, total = g.scale * x_scale, jnp.zeros(())
+  for start in range(0, len(x), size):
+    rows = slice(start, start + size)
+    product = one.weight_gradient(x[rows], g.values[rows]).astype(jnp.float32)
+    total += product * scale[start : start + 1]
+  return total
 
 
 def _row_axes(linear: _Linear, x: Array) -> tuple[int, ...]:

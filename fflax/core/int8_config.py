@@ -21,6 +21,9 @@ class Int8Config:
     act_scale: one for the "tensor", or one for each "row" (of a dense layer; an image of a conv).
     weight_scale: one for the "tensor" or for each output "channel".
     grad_scale: likewise, for the weight gradient; that of the inputs always has one.
+    scale_groups: equal parts of the batch, each with its own scales of activations and gradients;
+      the parts' weight gradients are added in float32. 1: joint; 2, where a method shows positive
+      and negative views: the paper's passes, one after the other. Evaluation has a scale a row.
     noise: where stochastic rounding has its noise from, see `fflax.core.quantize.rounding_noise`.
     gradient: "absmax", or one of `fflax.core.int8_gradients.RIVALS`.
     backend: see `fflax.core.int8_products`.
@@ -32,20 +35,25 @@ class Int8Config:
   act_scale: Literal["tensor", "row"] = "tensor"
   weight_scale: Literal["tensor", "channel"] = "tensor"
   grad_scale: Literal["tensor", "channel"] = "tensor"
+  scale_groups: int = 1
   noise: Generator = "hash"
   gradient: Gradient = "absmax"
   backend: Backend | None = None
 
   def check(self) -> None:
     """Raises ValueError if a value is unknown, or a combination impossible."""
-    for field in dataclasses.fields(self):
-      value, allowed = getattr(self, field.name), _ALLOWED[field.name]
+    for name, allowed in _ALLOWED.items():
+      value = getattr(self, name)
       if value not in allowed:
-        names = ", ".join(str(name) for name in allowed)
-        raise ValueError(f"unknown {field.name} {value!r} of int8; there are {names}")
+        names = ", ".join(map(str, allowed))
+        raise ValueError(f"unknown {name} {value!r} of int8; there are {names}")
+    if type(self.scale_groups) is not int or self.scale_groups < 1:
+      raise ValueError(f"scale_groups of int8 must be at least 1, not {self.scale_groups}")
     scales = (self.act_scale, self.weight_scale, self.grad_scale)
     if self.gradient != "absmax" and scales != ("tensor",) * 3:
       raise ValueError(f"the int8 gradient {self.gradient!r} needs the scale 'tensor' everywhere")
+    if self.gradient != "absmax" and self.scale_groups > 1:
+      raise ValueError(f"the int8 gradient {self.gradient!r} needs one group of scales")
 
 
 _ROUNDINGS = get_args(Rounding)

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,11 @@ class Int8Conv:
       )
     )
     return (self.image[0], *spatial, self.kernel[-1])
+
+  def part(self, parts: int) -> Self:
+    """The convolution of one of so many equal parts of the batch."""
+    batch, *rest = self.image
+    return dataclasses.replace(self, image=(batch // parts, *rest))
 
   def forward(self, x: Array, w: Array) -> Array:
     """The convolution, int32 of shape `out`.

@@ -123,6 +123,76 @@ def test_conv_equals_a_float_conv_of_the_integers(channel, row):
   close(pullback(conv, x, w, g), want)
 
 
+GROUPS = 2
+
+
+@pytest.mark.parametrize(("row", "channel"), [("tensor", "tensor"), ("row", "channel")])
+def test_groups_have_scales_of_their_own(row, channel):
+  """The views one after the other, in int64: outputs side by side, weight gradients added."""
+  x, w, g = normal(0, 6, 9), normal(1, 9, 5), normal(2, 6, 5)
+  x[3:] *= 30
+  g[:3] *= 7
+  config = Int8Config(act_scale=row, weight_scale=channel, grad_scale=channel, scale_groups=GROUPS)
+  u = noises([x.shape, w.shape, g.shape, g.shape])
+  qw, sw = quantized(w, (1,) if channel == "channel" else None)
+  outs, dxs, dw = [], [], 0.0
+  for rows in (slice(0, 3), slice(3, 6)):
+    qx, sx = quantized(x[rows], (0,) if row == "row" else None, u[0][rows])
+    folded = g[rows] * np.float32(sx) if row == "row" else g[rows]
+    qg, sg = quantized(folded, (1,) if channel == "channel" else None, u[2][rows])
+    qh, sh = qg, sg
+    if channel == "channel":
+      qh, sh = quantized(g[rows] * np.float32(sw), None, u[3][rows])
+    qx, qg, qh = (q.astype(np.int64) for q in (qx, qg, qh))
+    outs.append(qx @ qw.astype(np.int64) * sx * sw)
+    dxs.append(qh @ qw.astype(np.int64).T * sh * (1 if channel == "channel" else sw))
+    dw += qx.T @ qg * sg * (1 if row == "row" else sx)
+  want = (np.concatenate(outs), np.concatenate(dxs), dw)
+  got = pullback(dense(int8(config)), x, w, g)
+  close(got, want)
+  one = pullback(dense(int8(dataclasses.replace(config, scale_groups=1))), x, w, g)
+  assert row == "row" or all(np.abs(a - b).max() > 1e-4 for a, b in zip(got, one, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_groups_of_a_conv_are_convs_of_the_groups(groups):
+  x, w = normal(0, 4, 5, 4, 8), normal(1, 3, 3, 8 // groups, 8)
+  g = normal(2, 4, 3, 4, 8)
+  x[2:] *= 30
+  g[:2] *= 7
+  nearest = {"act_rounding": "nearest", "grad_rounding": "nearest"}
+  both, one = (Int8Config(**nearest, scale_groups=n) for n in (GROUPS, 1))
+  numbers = {**CONV, "feature_group_count": groups, "key": KEY}
+  got = pullback(int8(both).conv_general_dilated, x, w, g, **numbers)
+  halves = [
+    pullback(int8(one).conv_general_dilated, x[rows], w, g[rows], **numbers)
+    for rows in (slice(0, 2), slice(2, 4))
+  ]
+  (out, dx, dw), (out_2, dx_2, dw_2) = halves
+  close(got, (np.concatenate([out, out_2]), np.concatenate([dx, dx_2]), dw + dw_2))
+
+
+def test_groups_are_of_examples_and_of_training():
+  """A token's row is its example's; an answer does not depend on groups."""
+  x, w, g = normal(0, 4, 3, 9), normal(1, 9, 5), normal(2, 4, 3, 5)
+  x[2:] *= 30
+  nearest = Int8Config(act_rounding="nearest", grad_rounding="nearest", scale_groups=GROUPS)
+  tokens = pullback(
+    functools.partial(
+      int8(nearest).dot_general, dimension_numbers=(((2,), (0,)), ((), ())), key=KEY
+    ),
+    x, w, g,
+  )  # fmt: skip
+  rows = pullback(dense(int8(nearest)), x.reshape(12, 9), w, g.reshape(12, 5))
+  for a, b in zip(tokens, rows, strict=True):
+    np.testing.assert_array_equal(a.reshape(b.shape), b)
+  odd = x[:3, 0]
+  answers = [jax.jit(dense(int8(c), key=None))(odd, w) for c in (nearest, Int8Config())]
+  np.testing.assert_array_equal(*answers)
+  with pytest.raises(ValueError, match="scale_groups=2 cannot part a batch of 3 into equal groups"):
+    dense(int8(nearest))(odd, w)
+
+
 def test_channel_scales_that_agree_equal_one_scale():
   x, w, g = normal(0, 6, 9), normal(1, 9, 5), normal(2, 6, 5)
   w[0], g[0] = 4.0, 4.0
@@ -344,3 +414,11 @@ def test_refusals():
     int8(Int8Config(backend="int4"))
   with pytest.raises(ValueError, match="the int8 gradient 'ui8' needs the scale 'tensor'"):
     int8(Int8Config(gradient="ui8", grad_scale="channel"))
+  with pytest.raises(ValueError, match="scale_groups of int8 must be at least 1, not 0"):
+    int8(Int8Config(scale_groups=0))
+  with pytest.raises(ValueError, match="the int8 gradient 'ui8' needs one group of scales"):
+    int8(Int8Config(gradient="ui8", scale_groups=2))
+  grouped = int8(Int8Config(scale_groups=2)).dot_general
+  mapped = jnp.zeros((2, 4, 4))
+  with pytest.raises(ValueError, match="cannot part a batch of 1 into equal groups"):
+    grouped(mapped, mapped, (((2,), (1,)), ((0,), (0,))), key=KEY)
