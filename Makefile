@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(VERSION)-$(or $(notdir $(REQUIREMENTS)),newest)
 # Stands while an installation is under way: one that was cut is begun afresh, never patched.
 UNFINISHED := $(VENV)/.unfinished
 
-.PHONY: help venv train test lint format mutation bench pins clean
+.PHONY: help venv train test lint format mutation report bench pins clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -56,6 +56,9 @@ format: venv ## put the code into ruff's format
 
 mutation: venv ## plant one-line faults; the tests must catch each
 	@$(BIN)/python tests/mutation.py $(ARGS)
+
+report: venv ## one page from all result files, in experiments/results/
+	@$(BIN)/python -m experiments.report $(ARGS)
 
 bench: venv ## speed and memory against named rivals (installs PyTorch and qwix)
 	@$(PIP) install -r requirements-bench.txt

@@ -173,7 +173,7 @@ def forward_pass(
   `firing` is that of the run's p-bits; it is not read if the run's units are real.
   """
   one = dataclasses.replace(config, eval_samples=int(draws(config)))
-  counts = prediction_cost(_trainer(one, task, plain=True), task, readout).per_example(1)
+  counts = prediction_cost(traced_trainer(one, task), task, readout).per_example(1)
   indexed = sum(counts.total("macs", kind=kind) for kind in INDEXED)
   products = firing.of([readout]) if draws(config) and firing is not None else []
   return Pass(counts.total("macs") - indexed, counts.total("pbits"), products)
@@ -183,11 +183,11 @@ def _column(
   config: ExperimentConfig, task: Task, table: str, memory: bool, firing: Measured | None
 ) -> dict[str, Any]:
   check(config)
-  trainer = _trainer(config, task, plain=True)
+  trainer = traced_trainer(config, task)
   training = training_cost(trainer, task, config.data.batch_size)
   prediction = prediction_cost(trainer, task, config.readouts[0])
   state, _ = _abstract(trainer, task, config.data.batch_size)
-  found, missing = _memory(config, task) if memory else (None, None)
+  found, missing = step_memory(config, task) if memory else (None, None)
   # Heads that learn from a pass of their own learn from the mean field: their products are real.
   method = make_method(config.method, config.methods[config.method], task.num_classes)
   listening = config.readouts if method.single_view else ()
@@ -206,7 +206,8 @@ def _column(
   }
 
 
-def _trainer(config: ExperimentConfig, task: Task, *, plain: bool) -> Trainer:
+def traced_trainer(config: ExperimentConfig, task: Task, *, plain: bool = True) -> Trainer:
+  """A trainer to trace; `plain`: each product is written as the one operation it stands for."""
   numerics = make_numerics(config.numerics, config.int8)
   parts = trainer_parts(
     config,
@@ -295,9 +296,9 @@ def _is_random(key: Key) -> bool:
   return key.what == "ops" and key.kind == "random"
 
 
-def _memory(config: ExperimentConfig, task: Task) -> tuple[dict[str, int] | None, str | None]:
+def step_memory(config: ExperimentConfig, task: Task) -> tuple[dict[str, int] | None, str | None]:
   """Bytes of the step as it is compiled for this machine, updated in place; or why not."""
-  trainer = _trainer(config, task, plain=False)
+  trainer = traced_trainer(config, task, plain=False)
   state, batch = _abstract(trainer, task, config.data.batch_size)
   compiled = jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile()
   try:

@@ -4,6 +4,7 @@
 metrics are named with their unit.
 """
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,3 +79,25 @@ def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> p
   }
   workdir.write_json(path, study)
   return path
+
+
+def read_studies(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """The result files of a folder, by name.
+
+  Raises:
+    ValueError: the folder holds none, or one is no result file; one sentence.
+  """
+  found = []
+  for path in sorted(folder.glob("*.json")):
+    try:
+      study = json.loads(path.read_text())
+      whole = all({"metric", "values", "mean", "std", "locality"} <= set(r) for r in study["rows"])
+      known = {"study", "commit", "versions", "device"} <= set(study)
+    except (ValueError, TypeError, KeyError):
+      whole = known = False
+    if not (whole and known):
+      raise ValueError(f"{path} is not a result file of fflax")
+    found.append(study)
+  if not found:
+    raise ValueError(f"{folder} holds no result files")
+  return found

@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import cli, results
 from experiments.console import console
+from experiments.row_costs import row_costs
 from experiments.studies.comparison import configurations, draw, table
 from experiments.studies.grids import GRIDS
 from experiments.studies.points import costs_of, rows_of, run_point
@@ -29,6 +30,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds")
 _EPOCHS = flags.DEFINE_integer("epochs", None, "epochs of every run; default: the preset's")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where data sets lie")
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
+_MEMORY = flags.DEFINE_bool("memory", True, "compile the steps and read their peak memory")
 _ONLY = flags.DEFINE_string("only", "", "only the points whose label holds this text")
 
 
@@ -57,7 +59,8 @@ def main(argv: list[str]) -> int:
   for label, one in chosen.items():
     with cli.checking():
       point = run_point(one, seeds, folder, grid.samples)
-    new = rows_of(point, grid, label, seeds, command)
+    cost = row_costs(one, memory=_MEMORY.value)
+    new = rows_of(point, grid, label, seeds, command, cost)
     rows += new
     if grid.samples:
       costs[label] = costs_of(point, grid)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,19 @@ def test_accuracies(experiment: Experiment, state: TrainState, samples: int) -> 
   return {name.removeprefix("test/"): float(value) for name, value in values.items()}
 
 
+def trained(own: config.ExperimentConfig, folder: pathlib.Path) -> tuple[Experiment, TrainState]:
+  """Trains a run in a folder of its own below `folder`, or goes on where it was.
+
+  Raises:
+    ValueError: the run is impossible, or its folder is another's.
+    Stopped: it diverged, or a signal came.
+  """
+  experiment = build(own)
+  name = hashlib.sha256(config.fingerprint(own).encode()).hexdigest()[:12]
+  workdir.claim(folder / name, own)
+  return experiment, run_in(experiment, experiment.init(), folder / name)
+
+
 def run_point(
   chosen: config.ExperimentConfig,
   seeds: Sequence[int],
@@ -59,11 +72,8 @@ def run_point(
   matrix = prove_locality(experiment)
   for seed in seeds:
     own = dataclasses.replace(chosen, seed=seed)
-    experiment = build(own)  # a seed has its own validation split
-    name = hashlib.sha256(config.fingerprint(own).encode()).hexdigest()[:12]
-    workdir.claim(folder / name, own)
     try:
-      state = run_in(experiment, experiment.init(), folder / name)
+      experiment, state = trained(own, folder)  # a seed has its own validation split
     except cli.Stopped as stop:
       if not isinstance(stop.__cause__, Diverged):
         raise
@@ -77,7 +87,12 @@ def run_point(
 
 
 def rows_of(
-  point: Point, grid: Grid, label: str, seeds: Sequence[int], command: str
+  point: Point,
+  grid: Grid,
+  label: str,
+  seeds: Sequence[int],
+  command: str,
+  cost: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
   """One row a readout and a number of sampled passes."""
   chosen, rows = point.experiment.config, []
@@ -94,6 +109,7 @@ def rows_of(
         **({"samples": samples} if grid.samples else {}),
         "published": grid.published.get(label),
         "command": command,
+        "cost": cost,
       }
       locality = point.experiment.trainer.locality
       rows.append(results.row("test_error_percent", errors, locality=locality, **columns))

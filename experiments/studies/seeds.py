@@ -9,9 +9,8 @@ where it was. Where there is a validation split, the test set is read once, afte
 
 import dataclasses
 import pathlib
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,33 +20,28 @@ from ml_collections import config_flags
 from experiments import cli, config, results, workdir
 from experiments.assembly import Experiment, build, prove_locality
 from experiments.console import closing, console, locality_line
+from experiments.row_costs import row_costs
 from experiments.running import final_accuracies, run_in
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds")
 _STUDY = flags.DEFINE_string("study", "", "name of the result file")
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
+_MEMORY = flags.DEFINE_bool("memory", True, "compile the steps and read their peak memory")
 _PUBLISHED = flags.DEFINE_float("published", None, "the published value of the first readout, %")
 
 
 def command_line(argv: Sequence[str]) -> str:
   """The command that reproduces a study, from its arguments, without the user's own folders."""
-  kept, rest = [], list(argv)
-  while rest:
-    argument = rest.pop(0)
-    flag, equals, _ = argument.lstrip("-").partition("=")
-    private = flag in ("runs", "config.data.data_dir")
-    if private and not equals and rest:
-      rest.pop(0)  # written as `--flag value`
-    if flag == "config.data.data_dir":
-      kept.append("--config.data.data_dir=DIR")
-    elif not private:
-      kept.append(argument)
-  return shlex.join(["python", "-m", "experiments.studies.seeds", *kept])
+  return cli.command_line("experiments.studies.seeds", argv, "config.data.data_dir")
 
 
 def rows_of(
-  experiments: list[Experiment], tests: list[dict[str, float]], matrix: np.ndarray, preset: str
+  experiments: list[Experiment],
+  tests: list[dict[str, float]],
+  matrix: np.ndarray,
+  preset: str,
+  cost: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
   """One row a readout and one a layer, over the seeds that are done."""
   base = experiments[0].config
@@ -58,6 +52,7 @@ def rows_of(
     "locality_matrix": matrix.astype(int).tolist(),
     "seeds": [e.config.seed for e in experiments[: len(tests)]],
     "command": command_line(sys.argv[1:]),
+    "cost": cost,
   }
   rows = []
   for name in tests[0]:
@@ -83,6 +78,7 @@ def main(argv: list[str]) -> int:
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
   preset = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   matrix = prove_locality(experiments[0])
+  cost = row_costs(base, memory=_MEMORY.value)
   console.print(locality_line(experiments[0], matrix))
   tests: list[dict[str, float]] = []
   for experiment in experiments:
@@ -94,7 +90,7 @@ def main(argv: list[str]) -> int:
     closing(experiment, accuracies)
     tests.append(accuracies["test"])
     # Written after every seed: its "seeds" column says which are in it.
-    rows = rows_of(experiments, tests, matrix, preset)
+    rows = rows_of(experiments, tests, matrix, preset, cost)
     path = results.write_study(_STUDY.value, rows)
   for r in rows:
     console.print(f"{r['readout']:24s} {r['mean']:.3f} +- {r['std'] or 0:.3f} % test error")
