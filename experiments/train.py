@@ -26,9 +26,9 @@ _WORKDIR = flags.DEFINE_string(
 
 def default_workdir() -> pathlib.Path:
   """`runs/<configuration file>`, with a mark of the overrides, so that variants do not collide."""
-  stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  preset = config.preset_name(config_flags.get_config_filename(flags.FLAGS["config"]))
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
-  return pathlib.Path("runs") / workdir.default_name(stem, overrides)
+  return pathlib.Path("runs") / workdir.default_name(preset.replace(":", "_"), overrides)
 
 
 def main(argv: list[str]) -> int:
