@@ -93,11 +93,11 @@ def _readers(
   for readout, own in zip(parts["readouts"], state.readouts, strict=True):
     if readout.view == "plain":
 
-      def predict(params: Any, features: Any, readout: Any = readout) -> Any:
+      def predict(params: Any, stats: Any, features: Any, readout: Any = readout) -> Any:
         with tags.counts(counted):
-          return readout.predict(params, (), features)
+          return readout.predict(params, stats, (), features)
 
-      heads[readout.name] = find_readers(predict, own.params, features)
+      heads[readout.name] = find_readers(predict, own.params, own.stats, features)
   return layers, heads
 
 

@@ -187,6 +187,11 @@ class Method(NamedTuple):
       Trained readouts then learn from the training pass itself; otherwise from a pass of their own.
     negatives_from: which answer of the present network `views` needs as `class_scores`:
       "plain" (the trained readout on the plain view), "scores" (the summed layer scores) or None.
+    readout_features: `out -> [B, ...]`, what trained readouts read of a layer's output `[B, ...]`;
+      None: what it hands on.
+    end_to_end_view: of a global method, the one training view whose gradient crosses layers.
+      Trained readouts read it, and what they read is not detached: their losses count with the
+      last layer's. None: all views, and readouts are trained beside the layers.
   """
 
   name: str
@@ -204,6 +209,8 @@ class Method(NamedTuple):
   negatives_from: Literal["plain", "scores"] | None = None
   positive_is_high: bool = True
   single_view: bool = False
+  readout_features: Callable[[LayerOut], Array] | None = None
+  end_to_end_view: int | None = None
 
 
 class Readout(NamedTuple):
@@ -212,18 +219,22 @@ class Readout(NamedTuple):
   Attributes:
     name: as registered.
     view: "scores": reads the layers' class scores on the method's score views;
-      "plain": reads the layers' handed-on features on the plain view, in one pass.
-    init: `(key, features) -> params`, from the tuple of `[B, ...]` features; `{}` if untrained.
-    loss: `(params, features, label) -> scalar`, or None if there is nothing to train.
-    predict: `(params, scores, features) -> [B, K]`; `scores` is a tuple with `[B, K]` or None for
-      each layer (view "scores"), `features` a tuple of `[B, ...]` (view "plain"); the other is ().
+      "plain": reads the layers' features (`Method.readout_features`) on the plain view, in one
+      pass.
+    init: `(key, features) -> (params, stats)`, from the tuple of `[B, ...]` features: what is
+      trained, and what moves without a gradient; `{}` each if there is nothing.
+    loss: `(params, stats, features, label, key) -> (scalar, new stats)`, or None if there is
+      nothing to train.
+    predict: `(params, stats, scores, features) -> [B, K]`; `scores` is a tuple with `[B, K]` or
+      None for each layer (view "scores"), `features` a tuple of `[B, ...]` (view "plain"); the
+      other is ().
   """
 
   name: str
   view: Literal["plain", "scores"]
-  init: Callable[[Key, tuple[Array, ...]], PyTree]
-  loss: Callable[[PyTree, tuple[Array, ...], Array], Array] | None
-  predict: Callable[[PyTree, tuple[Array | None, ...], tuple[Array, ...]], Array]
+  init: Callable[[Key, tuple[Array, ...]], tuple[PyTree, PyTree]]
+  loss: Callable[[PyTree, PyTree, tuple[Array, ...], Array, Key], tuple[Array, PyTree]] | None
+  predict: Callable[[PyTree, PyTree, tuple[Array | None, ...], tuple[Array, ...]], Array]
 
 
 class Schedule(NamedTuple):
@@ -264,10 +275,11 @@ class LayerState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ReadoutState:
-  """Parameters and optimiser state of one readout (`{}` and `()` if it is not trained)."""
+  """One readout: parameters, optimiser state (`{}` and `()` if it is not trained), statistics."""
 
   params: PyTree
   opt_state: PyTree
+  stats: PyTree = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -313,7 +325,7 @@ class Trainer(NamedTuple):
     answer: `(state, image) -> Answers`, in evaluation mode; a pure function of both, which draws
       from the state's key and step if the run's answers are sampled.
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
-    features: `(state, image) -> tuple` of the handed-on features of each layer on the plain view.
+    features: `(state, image) -> tuple` of what each layer hands on, on the plain view.
     layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
       view, in evaluation mode; random units are drawn, or answer with their expectation if key is
       None.

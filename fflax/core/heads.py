@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
+from fflax.core.numerics import GRADIENT_STATE, Numerics
 from fflax.types import Array, Key, PyTree
 
 
@@ -73,10 +73,12 @@ def apply_head(
     numerics: how it multiplies.
     key: of rounding noise in training; None rounds to nearest.
   """
-  numerics = numerics or float32()
-  bound = {"key": key} if numerics.takes_key else {}
-  if "product" in head:
-    bound["state"] = head["product"][GRADIENT_STATE]
-  numbers = (((1,), (0,)), ((), ()))
-  logits = numerics.dot_general(x, head["kernel"], numbers, **bound)
+  if numerics is None:
+    logits = x @ head["kernel"]
+  else:
+    bound = {"key": key} if numerics.takes_key else {}
+    if "product" in head:
+      bound["state"] = head["product"][GRADIENT_STATE]
+    numbers = (((1,), (0,)), ((), ()))
+    logits = numerics.dot_general(x, head["kernel"], numbers, **bound)
   return logits + head["bias"][None, :] if "bias" in head else logits

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from fflax.core import tags
@@ -21,6 +20,7 @@ from fflax.training.blocks import find_blocks, stack_states, unstack_states
 from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer, load_params
 from fflax.training.lookahead import Lookahead
 from fflax.training.lookahead_sweep import lookahead_sweep
+from fflax.training.readout_step import init_readouts, train_readouts
 from fflax.training.schedules import simultaneous
 from fflax.training.sweeps import (
   collaborative_sweep,
@@ -43,7 +43,6 @@ from fflax.types import (
   Network,
   Optimizer,
   Readout,
-  ReadoutState,
   Schedule,
   Trainer,
   TrainState,
@@ -61,26 +60,6 @@ _SWEEPS = {
 }
 
 
-def train_readouts(
-  run: Run, state: TrainState, features: tuple[Array, ...], label: Array
-) -> tuple[tuple[ReadoutState, ...], Metrics]:
-  """One step of every trained readout on detached features, from their first step on."""
-  features = lax.stop_gradient(features)
-  new, metrics = [], {}
-  for readout, old in zip(run.readouts, state.readouts, strict=True):
-    if readout.loss is not None:
-      loss, grads = jax.value_and_grad(readout.loss)(old.params, features, label)
-      updates, opt_state = run.readout_optimizer.update(grads, old.opt_state, old.params)
-      moved = ReadoutState(optax.apply_updates(old.params, updates), opt_state)
-      if run.schedule.readouts_from:
-        awake = state.step >= run.schedule.readouts_from
-        moved = jax.tree.map(lambda a, b, c=awake: jnp.where(c, a, b), moved, old)
-      old = moved
-      metrics[f"readout_loss/{readout.name}"] = loss
-    new.append(old)
-  return tuple(new), metrics
-
-
 def present_answer(
   run: Run,
   state: TrainState,
@@ -95,7 +74,7 @@ def present_answer(
   if run.method.negatives_from == "plain":
     heads = zip(run.readouts, state.readouts, strict=True)
     readout, own = next((r, s) for r, s in heads if r.loss is not None)
-    return lax.stop_gradient(readout.predict(own.params, (), features))
+    return lax.stop_gradient(readout.predict(own.params, own.stats, (), features))
   return None
 
 
@@ -220,15 +199,14 @@ def make_trainer(
       state, x = init_layer(run, key, i, x)
       states.append(state)
     features = plain_features(run, states, image) if trains_readout else ()
-    params = [r.init(role_key(key, Role.READOUT), features) for r in run.readouts]
-    return states, inputs, tuple(params)
+    return states, inputs, init_readouts(run, key, features)
 
   def shapes_of_everything(key: Key, image: Array) -> tuple[list[LayerState], list[Array]]:
     """Refuses, by tracing, readouts that the layers cannot serve."""
-    states, inputs, params = init_layers(key, image)
+    states, inputs, readout_states = init_layers(key, image)
     features, scores = plain_features(run, states, image), layer_scores(run, states, image)
-    for r, p in zip(run.readouts, params, strict=True):
-      r.predict(p, scores, features)
+    for r, s in zip(run.readouts, readout_states, strict=True):
+      r.predict(s.params, s.stats, scores, features)
     return states, inputs
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
@@ -239,11 +217,7 @@ def make_trainer(
   sweep = _SWEEPS[locality]
 
   def init(key: Key, batch: Batch) -> TrainState:
-    states, _, params = init_layers(key, batch.image)
-    readout_states = tuple(
-      ReadoutState(p, run.readout_optimizer.init(p) if r.loss is not None else ())
-      for r, p in zip(run.readouts, params, strict=True)
-    )
+    states, _, readout_states = init_layers(key, batch.image)
     coupling = () if lookahead is None else lookahead.init(num_layers)
     return TrainState(
       jnp.zeros((), jnp.int32), key, stack_states(states, run.blocks), readout_states, coupling
@@ -291,13 +265,13 @@ def make_trainer(
     metrics: Metrics = {}
     if own_pass:
       features = plain_features(run, states, batch.image)
-      readout_states, metrics = train_readouts(run, state, features, batch.label)
+      readout_states, metrics = train_readouts(run, state, features, batch.label, key)
     x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
     layers, coupling, layer_metrics, handed = sweep(run, state, x, batch.label, key, loss_weights)
     if run.readouts_listen:
       heard = tuple(h[0] for h in handed)
       with tags.counts(counted):
-        readout_states, metrics = train_readouts(run, state, heard, batch.label)
+        readout_states, metrics = train_readouts(run, state, heard, batch.label, key)
     new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
     return new, {**layer_metrics, **metrics}
 
@@ -307,7 +281,7 @@ def make_trainer(
     features = plain_features(run, states, image, key)
     with tags.counts(0 if key is None else counted):
       predictions = {
-        r.name: r.predict(s.params, scores, features)
+        r.name: r.predict(s.params, s.stats, scores, features)
         for r, s in zip(run.readouts, state.readouts, strict=True)
       }
     return Answers(predictions, scores)
