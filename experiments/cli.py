@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -100,6 +101,28 @@ def _refuse(error: Exception | str) -> NoReturn:
 def _say(error: Exception | str) -> None:
   program = pathlib.Path(sys.argv[0]).stem
   sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
+
+
+def command_line(module: str, argv: Sequence[str], data_dir: str = "data_dir") -> str:
+  """The command that reproduces a study, from its arguments, without the user's own folders.
+
+  Args:
+    module: that was started.
+    argv: its arguments; `--runs` is left out.
+    data_dir: the flag whose value becomes DIR.
+  """
+  kept, rest = [], list(argv)
+  while rest:
+    argument = rest.pop(0)
+    flag, equals, _ = argument.lstrip("-").partition("=")
+    private = flag in ("runs", data_dir)
+    if private and not equals and rest:
+      rest.pop(0)  # written as `--flag value`
+    if flag == data_dir:
+      kept.append(f"--{data_dir}=DIR")
+    elif not private:
+      kept.append(argument)
+  return shlex.join(["python", "-m", module, *kept])
 
 
 def parse_seeds(values: Sequence[str]) -> list[int]:

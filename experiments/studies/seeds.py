@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     base = config.from_mapping(_CONFIG.value.to_dict())
     seeds = cli.parse_seeds(_SEEDS.value)
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
-  preset = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  preset = config.preset_name(config_flags.get_config_filename(flags.FLAGS["config"]))
   matrix = prove_locality(experiments[0])
   cost = row_costs(base, memory=_MEMORY.value)
   console.print(locality_line(experiments[0], matrix))
