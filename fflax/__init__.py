@@ -22,6 +22,7 @@ from fflax.core.readouts import (
   ReadoutConfig,
   last_layer,
   make_readout,
+  norm_head,
   score_sum,
   softmax_head,
   vote,
@@ -29,8 +30,11 @@ from fflax.core.readouts import (
 from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.channelwise import ChannelwiseConfig, channelwise
 from fflax.methods.collaborative import CollaborativeConfig, collaborative
+from fflax.methods.dtg import DtgConfig, dtg
+from fflax.methods.dtg_mlp import DtgMlpConfig, dtg_mlp
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
+from fflax.methods.local_losses import LocalLossesConfig, local_losses
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import NETWORKS, describe, make_network
 from fflax.training.lookahead import LookaheadConfig, make_lookahead
@@ -78,12 +82,15 @@ __all__ = [
   "Broadcast",
   "ChannelwiseConfig",
   "CollaborativeConfig",
+  "DtgConfig",
+  "DtgMlpConfig",
   "ForwardForwardConfig",
   "HypersphericalConfig",
   "Int8Config",
   "Layer",
   "LayerOut",
   "LayerState",
+  "LocalLossesConfig",
   "LookaheadConfig",
   "Method",
   "Network",
@@ -104,6 +111,8 @@ __all__ = [
   "channelwise",
   "collaborative",
   "describe",
+  "dtg",
+  "dtg_mlp",
   "float32",
   "for_numerics",
   "forward_forward",
@@ -113,6 +122,7 @@ __all__ = [
   "int8_store",
   "interleaved",
   "last_layer",
+  "local_losses",
   "locality_matrix",
   "make_lookahead",
   "make_method",
@@ -122,6 +132,7 @@ __all__ = [
   "make_readout",
   "make_schedule",
   "make_trainer",
+  "norm_head",
   "score_sum",
   "simultaneous",
   "softmax_head",

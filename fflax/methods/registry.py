@@ -8,8 +8,11 @@ from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.methods.binary_stochastic import BinaryStochasticConfig, binary_stochastic
 from fflax.methods.channelwise import ChannelwiseConfig, channelwise
 from fflax.methods.collaborative import CollaborativeConfig, collaborative
+from fflax.methods.dtg import DtgConfig, dtg
+from fflax.methods.dtg_mlp import DtgMlpConfig, dtg_mlp
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
+from fflax.methods.local_losses import LocalLossesConfig, local_losses
 from fflax.types import Method
 
 
@@ -32,6 +35,9 @@ METHODS: Mapping[str, MethodEntry] = {
   "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
   "channelwise": MethodEntry(ChannelwiseConfig, channelwise),
   "binary_stochastic": MethodEntry(BinaryStochasticConfig, binary_stochastic),
+  "dtg": MethodEntry(DtgConfig, dtg),
+  "dtg_mlp": MethodEntry(DtgMlpConfig, dtg_mlp),
+  "local_losses": MethodEntry(LocalLossesConfig, local_losses),
   "backprop": MethodEntry(BackpropConfig, backprop),
 }
 

@@ -246,6 +246,7 @@ def aux_conv_layer(
   features: int = 256,
   *,
   kernel_size: int = 3,
+  use_bias: bool = True,
   initializer: str | Initializer = "lecun_normal",
   numerics: Numerics | None = None,
   name: str = "aux_conv",
@@ -255,6 +256,7 @@ def aux_conv_layer(
   Args:
     features: number of output channels.
     kernel_size: height and width of the kernel.
+    use_bias: whether the convolution adds a bias.
     initializer: of kernel and bias, see `fflax.networks.initializers`.
     numerics: how it multiplies; None is float32.
     name: of the layer.
@@ -269,6 +271,7 @@ def aux_conv_layer(
     features,
     activation=identity,
     kernel_size=(kernel_size, kernel_size),
+    use_bias=use_bias,
     initializer=get_initializer(initializer),
     numerics=numerics or FLOAT32,
   )

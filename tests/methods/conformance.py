@@ -29,8 +29,11 @@ from fflax.methods.backprop import BackpropConfig
 from fflax.methods.binary_stochastic import BinaryStochasticConfig
 from fflax.methods.channelwise import ChannelwiseConfig
 from fflax.methods.collaborative import CollaborativeConfig
+from fflax.methods.dtg import DtgConfig
+from fflax.methods.dtg_mlp import DtgMlpConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
+from fflax.methods.local_losses import LocalLossesConfig
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training import checkpoint, schedules
@@ -65,6 +68,7 @@ MATRICES: Mapping[str, np.ndarray] = {
   "own": _ROW == _COLUMN,
   "own and below": _ROW >= _COLUMN,
   "last moves all": _ROW == NUM_LAYERS - 1,
+  "own, last moves all": (_ROW == _COLUMN) | (_ROW == NUM_LAYERS - 1),
 }
 
 
@@ -110,6 +114,7 @@ _hff = functools.partial(_case, "hyperspherical", accuracy={"mlp": 0.9})
 _cff = functools.partial(_case, "collaborative", accuracy={"mlp": 0.7})
 _cwc = functools.partial(_case, "channelwise", accuracy={"mlp": 0.8})
 _bsff = functools.partial(_case, "binary_stochastic", accuracy={"mlp": 0.8})
+_local = functools.partial(_case, "local_losses", accuracy={"mlp": 0.9})
 _bp = functools.partial(_case, "backprop", accuracy={"mlp": 0.9, "cnn": 0.5})
 
 CASES: tuple[Case, ...] = (
@@ -154,6 +159,23 @@ CASES: tuple[Case, ...] = (
   _cwc("class groups below", _CWC(competing=(5, 10))),
   _bsff("exact", _BSFF(), brief=("mlp",)),
   _bsff("binary error", _BSFF(error="binary")),
+  _local(
+    "predsim",
+    LocalLossesConfig(loss="predsim", beta=0.5),
+    accuracy={"mlp": 0.9, "cnn": 0.5},
+    brief=("cnn",),
+  ),
+  _local("sim", LocalLossesConfig(loss="sim"), accuracy={"mlp": 0.8}, brief=("mlp",)),
+  _local("fixed, goodness", LocalLossesConfig(features="goodness", head="fixed"), brief=("mlp",)),
+  _local(
+    "end to end, goodness",
+    LocalLossesConfig(detach=False, features="goodness"),
+    moves="own and below",
+    brief=("mlp",),
+  ),
+  _case("dtg", "learned temperature", DtgConfig(), accuracy={"cnn": 0.5}),
+  _case("dtg_mlp", "hybrid", DtgMlpConfig(), moves="own, last moves all", accuracy={"mlp": 0.6}),
+  _case("dtg_mlp", "strict", DtgMlpConfig(end_to_end=False), accuracy={"mlp": 0.6}, brief=("mlp",)),
   _bp("last", _BP(), moves="last moves all", accuracy={"mlp": 0.9}),
   _bp("all", _BP(heads="all", normalization="rms"), moves="own and below"),
 )
@@ -234,6 +256,8 @@ class Bench:
     found = [readouts.score_sum()] if self.method.score_views else []
     if not found or self.method.negatives_from == "plain":
       found.append(readouts.softmax_head(NUM_CLASSES))
+    if self.method.end_to_end_view is not None:
+      found.append(readouts.norm_head(NUM_CLASSES, 0))
     # The gradient's direction alone: one learning rate serves all methods, a zero gradient (without
     # momentum yet) moves nothing, and any other one moves visibly, however small it is.
     sgd = optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.02, momentum=0.9))

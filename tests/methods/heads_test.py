@@ -42,6 +42,8 @@ def batch() -> Batch:
     ("backprop", {"heads": "all"}, 0.0),
     # Average pooling and cosines with the prototypes; a float head would be a third of all.
     ("hyperspherical", {"aux_features": 4, "aux_pool": 1}, 0.03),
+    # The similarities of a batch: much beside three channels.
+    ("local_losses", {"loss": "predsim"}, 0.2),
   ],
 )
 def test_products_of_an_int8_run_are_int8(method, options, share):
