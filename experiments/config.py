@@ -33,6 +33,7 @@ _LATER_METHOD_OPTIONS = {
   "backprop": ("head", "scale", "loss_classes"),
   "hyperspherical": ("loss_classes",),
 }
+_LATER_NETWORK_OPTIONS = ("norm_groups", "label_maps")
 _LATER_OPTIMIZER_OPTIONS = ("end_rate", "milestones", "drop", "accumulate")
 
 
@@ -272,6 +273,10 @@ def fingerprint(config: ExperimentConfig) -> str:
   for field in _LATER_METHOD_OPTIONS.get(config.method, ()):
     if getattr(options, field) == getattr(defaults, field):
       del values["methods"][field]
+  own = network_options(config.network)
+  for field in _LATER_NETWORK_OPTIONS:
+    if values["networks"].get(field) == own.get(field):
+      values["networks"].pop(field, None)
   left_out = {k for k in _SOURCE_OPTIONS if not values["data"][k]} | {"data_dir"}
   values["data"] = {k: v for k, v in values["data"].items() if k not in left_out}
   if config.schedule != "greedy":

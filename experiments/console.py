@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,9 +46,10 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
     f"data      {data.name}: {sizes[0]} training, {sizes[1]} validation, "
     f"{len(data.test.label)} test examples, {data.num_classes} classes"
   )
+  view, example = experiment.method.plain_view, experiment.example().image
   layers = ", ".join(
     f"{r.name} {'x'.join(map(str, r.output_shape))}"
-    for r in describe(experiment.network, data.train.image.shape[1:])
+    for r in describe(experiment.network, jax.eval_shape(view, example).shape[1:])
   )
   console.print(f"network   {layers}")
   console.print(locality_line(experiment, matrix))

@@ -48,6 +48,8 @@ class LayerOut(NamedTuple):
     log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
       their gradient is left to the loss (the estimator "score" of p-bits); else None.
     act_square: `act` squared, as `square` is `out` squared.
+    carried: constant maps `[B, H, W, K]` that the next layer receives behind what the method hands
+      on, as this layer received them: the label, where a network is told to carry it; else None.
     counts: what p-bits drew, pooled if the layer pools, before any norm; None where units are real,
       or answer with their expectation. Read by measurements alone.
   """
@@ -59,6 +61,7 @@ class LayerOut(NamedTuple):
   log_prob: Array | None = None
   counts: Array | None = None
   act_square: Array | None = None
+  carried: Array | None = None
 
 
 class LayerInit(Protocol):

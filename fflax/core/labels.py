@@ -41,6 +41,11 @@ def append_maps(image: Array, code: Array) -> Array:
   return jnp.concatenate([image, maps], axis=-1)
 
 
+def with_carried(x: Array, carried: Array | None) -> Array:
+  """`[..., C]` with the maps `[..., K]` that a layer carries (`LayerOut.carried`) behind it."""
+  return x if carried is None else jnp.concatenate([x, carried], axis=-1)
+
+
 def class_patterns(key: Key, num_classes: int, shape: tuple[int, ...]) -> Array:
   """One random image of the entries -1 and 1 for each class, `[K, ...]`."""
   return jax.random.rademacher(key, (num_classes, *shape), jnp.float32)

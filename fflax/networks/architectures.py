@@ -9,7 +9,8 @@ from typing import Any
 
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
-from fflax.networks.conv_blocks import scaled
+from fflax.networks.batch_norm import check_norm_groups
+from fflax.networks.conv_blocks import check_label_maps, scaled
 from fflax.networks.initializers import Initializer
 from fflax.networks.layers import ConvLayer, DenseLayer, LocalLayer, counting, from_linen
 from fflax.networks.units import Pool
@@ -54,6 +55,8 @@ def small_cnn(
   pool_after: Sequence[int] = (1, 2),
   pool: Pool = "max",
   batch_norm: bool = False,
+  norm_groups: int = 1,
+  label_maps: int = 0,
 ) -> Network:
   """A few 3x3 convolutions, for images from 8x8 on: `[B, H, W, C]` to `[B, H', W', channels[-1]]`.
 
@@ -65,13 +68,28 @@ def small_cnn(
     pool_after: layers, counted from 1, that end with 2x2 pooling.
     pool: "max" or "avg".
     batch_norm: whether pre-activations are batch-normalised; then convolutions have no biases.
+    norm_groups: parts of the batch with statistics of their own; 2, where a method shows positive
+      and negative views, gives each its own.
+    label_maps: K with label style "channels" and K classes: every layer's input ends with the label
+      maps that the first one was shown, behind what the method hands on.
 
   Raises:
     ValueError: if `channels` is empty or holds anything but positive integers, if `pool_after`
-      names a layer that is not there, or if `pool` is unknown.
+      names a layer that is not there, if `pool` is unknown, or an option impossible.
   """
+  check_norm_groups(norm_groups, batch_norm)
+  check_label_maps(label_maps)
   return _conv_network(
-    "small_cnn", numerics, activation, initializer, channels, pool_after, pool, batch_norm
+    "small_cnn",
+    numerics,
+    activation,
+    initializer,
+    channels,
+    pool_after,
+    pool,
+    batch_norm,
+    norm_groups=norm_groups,
+    label_maps=label_maps,
   )
 
 
@@ -205,6 +223,7 @@ def _conv_network(
   pool_after: Sequence[int],
   pool: Pool,
   batch_norm: bool,
+  **options: Any,
 ) -> Network:
   channels = positive_integers("channels", channels)
   pool_after = pooling_layers(pool_after, len(channels))
@@ -219,6 +238,7 @@ def _conv_network(
       use_bias=not batch_norm,
       initializer=initializer,
       numerics=numerics,
+      **options,
     )
     for number, features in enumerate(channels, start=1)
   ]

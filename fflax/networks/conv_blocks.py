@@ -6,10 +6,18 @@ from typing import Any
 
 import flax.linen as nn
 
+from fflax.core.labels import with_carried
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
+from fflax.networks.batch_norm import batch_norm
 from fflax.networks.initializers import Initializer
-from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, from_linen, require_image
+from fflax.networks.layers import (
+  DEFAULT_INITIALIZER,
+  FLOAT32,
+  carrying,
+  from_linen,
+  require_image,
+)
 from fflax.networks.products import conv_product, dense_product
 from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
@@ -21,8 +29,8 @@ STEMS = ("cifar", "imagenet")
 class ConvNorm(nn.Module):
   """A convolution and its batch norm, without a nonlinearity: `[B, H, W, C]` to `[B, H', W', F]`.
 
-  Batch norm is over batch and space, running averages with momentum 0.9, epsilon 1e-5, learned
-  scale and shift. A 1x1 convolution is a dense product over the channels, the same sum.
+  Batch norm is over batch and space, see `fflax.networks.batch_norm`. A 1x1 convolution is a dense
+  product over the channels, the same sum.
 
   Attributes:
     features: number of output channels; of the input, if `depthwise`.
@@ -30,6 +38,7 @@ class ConvNorm(nn.Module):
     strides: equal in height and width.
     depthwise: whether every channel has a kernel of its own.
     batch_norm: False puts a bias in the place of the batch norm.
+    norm_groups: parts of the batch with statistics of their own.
     initializer: of kernel and bias.
     numerics: how it multiplies.
 
@@ -43,6 +52,7 @@ class ConvNorm(nn.Module):
   strides: int = 1
   depthwise: bool = False
   batch_norm: bool = True
+  norm_groups: int = 1
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
 
@@ -69,7 +79,7 @@ class ConvNorm(nn.Module):
         **shared,
       )(x)
     if self.batch_norm:
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(x)
+      x = batch_norm(x, train, self.norm_groups)
     return x
 
 
@@ -77,9 +87,10 @@ class ConvNormLayer(nn.Module):
   """`ConvNorm`, activation and optional 3x3 max-pooling with stride 2, as a layer: stems and tops.
 
   Attributes:
-    features, kernel_size, strides, batch_norm, initializer, numerics: see `ConvNorm`.
+    features, kernel_size, strides, batch_norm, norm_groups, initializer, numerics: see `ConvNorm`.
     activation: elementwise.
     pool: whether `out` is `act`, pooled.
+    label_maps: last channels of the input that are handed on as they are, see `carrying`.
   """
 
   features: int
@@ -87,7 +98,9 @@ class ConvNormLayer(nn.Module):
   kernel_size: int = 3
   strides: int = 1
   pool: bool = False
+  label_maps: int = 0
   batch_norm: bool = True
+  norm_groups: int = 1
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
 
@@ -104,21 +117,24 @@ class ConvNormLayer(nn.Module):
       self.kernel_size,
       self.strides,
       batch_norm=self.batch_norm,
+      norm_groups=self.norm_groups,
       initializer=self.initializer,
       numerics=self.numerics,
       name="conv_norm",
     )(x, train)
     units = activate(self, self.activation, pre)
-    if not self.pool:
-      return units
-    act = units.act
-    if units.square is not None:
-      raise ValueError("The pooled stem has no p-bits: their 3x3 maximum is not implemented.")
-    return LayerOut(pre, act, nn.max_pool(act, (3, 3), strides=(2, 2), padding="SAME"))
+    if self.pool:
+      if units.square is not None:
+        raise ValueError("The pooled stem has no p-bits: their 3x3 maximum is not implemented.")
+      out = nn.max_pool(units.act, (3, 3), strides=(2, 2), padding="SAME")
+      units = LayerOut(pre, units.act, out)
+    return carrying(units, x, self.label_maps)
 
 
 class Stage(nn.Module):
   """Blocks in a row as one layer: gradients flow between them; the last one answers for all.
+
+  Maps that blocks carry go from one to the next as between layers.
 
   Attributes:
     blocks: modules `(x, train) -> LayerOut`.
@@ -139,7 +155,8 @@ class Stage(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> LayerOut:
     """Maps `[B, ...]` to the `LayerOut` of the last block."""
     for block in self.blocks[:-1]:
-      x = block(x, train).out
+      below = block(x, train)
+      x = with_carried(below.out, below.carried)
     return self.blocks[-1](x, train)
 
 
@@ -183,6 +200,12 @@ def network_of_blocks(
   if top is not None:
     named.append(("top", top))
   return Network(name, tuple(from_linen(module, layer_name) for layer_name, module in named))
+
+
+def check_label_maps(label_maps: int) -> None:
+  """Raises ValueError unless `label_maps` is a number of maps."""
+  if type(label_maps) is not int or label_maps < 0:
+    raise ValueError(f"Got label_maps={label_maps!r}, but it must be 0 or the number of classes.")
 
 
 def check_stem(stem: str) -> None:

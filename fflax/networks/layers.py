@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fflax.core.numerics import Numerics, float32
 from fflax.networks.activations import Activation, identity, largest_count
+from fflax.networks.batch_norm import batch_norm
 from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
 from fflax.networks.products import ROUNDING, bind, conv_product, dense_product
 from fflax.networks.units import POOLS, SAMPLING, Pool, activate
@@ -119,8 +121,10 @@ class ConvLayer(nn.Module):
     kernel_size: height and width of the kernel.
     strides: of the convolution, equal in height and width.
     padding: "SAME" or "VALID".
-    batch_norm: whether the pre-activation is normalised: over batch and space, running averages
-      with momentum 0.9, epsilon 1e-5, learned scale and shift.
+    batch_norm: whether the pre-activation is normalised over batch and space, see
+      `fflax.networks.batch_norm`.
+    norm_groups: parts of the batch with statistics of their own.
+    label_maps: last channels of the input that are handed on as they are, see `carrying`.
     pool: 2x2 pooling with stride 2 after the activation; an odd last row or column is dropped.
     use_bias: whether the convolution adds a bias.
     initializer: of kernel and bias.
@@ -137,6 +141,8 @@ class ConvLayer(nn.Module):
   strides: int = 1
   padding: str = "SAME"
   batch_norm: bool = False
+  norm_groups: int = 1
+  label_maps: int = 0
   pool: Pool | None = None
   use_bias: bool = True
   initializer: Initializer = DEFAULT_INITIALIZER
@@ -174,11 +180,10 @@ class ConvLayer(nn.Module):
     )(x)
     require_space(pre, 1, x, f"a {self.kernel_size} {self.padding} convolution")
     if self.batch_norm:
-      norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
-      pre = norm(pre)
+      pre = batch_norm(pre, train, self.norm_groups)
     if self.pool is not None:
       require_space(pre, 2, x, "2x2 pooling")
-    return activate(self, self.activation, pre, self.pool)
+    return carrying(activate(self, self.activation, pre, self.pool), x, self.label_maps)
 
 
 class LocalLayer(nn.Module):
@@ -276,6 +281,22 @@ def aux_conv_layer(
     numerics=numerics or FLOAT32,
   )
   return from_linen(module, name)
+
+
+def carrying(out: LayerOut, x: Array, label_maps: int) -> LayerOut:
+  """`out`, beside which the last `label_maps` channels of the layer's input go to the next layer.
+
+  They are constant maps (label style "channels"), so they fit maps of any size.
+
+  Raises:
+    ValueError: if `x` `[B, H, W, C]` has no other channels.
+  """
+  if not label_maps:
+    return out
+  if x.shape[-1] <= label_maps:
+    raise ValueError(f"An input of shape {x.shape} cannot end with label_maps={label_maps} maps.")
+  code = lax.stop_gradient(x[:, :1, :1, -label_maps:])
+  return out._replace(carried=jnp.broadcast_to(code, (*out.out.shape[:-1], label_maps)))
 
 
 def _patches(x: Array, field: int, stride: int) -> Array:

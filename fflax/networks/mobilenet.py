@@ -14,15 +14,17 @@ import jax.numpy as jnp
 
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
+from fflax.networks.batch_norm import check_norm_groups
 from fflax.networks.conv_blocks import (
   ConvNorm,
   ConvNormLayer,
+  check_label_maps,
   check_stem,
   network_of_blocks,
   scaled,
 )
 from fflax.networks.initializers import Initializer
-from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, carrying, require_image
 from fflax.networks.products import dense_product
 from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
@@ -40,8 +42,10 @@ class InvertedResidual(nn.Module):
     expansion: hidden channels for each input channel; with 1 there is no expanding convolution.
     kernel_size: of the depthwise convolution.
     strides: of the depthwise convolution.
+    label_maps: last channels of the input that the skip does not see and that are not expanded, and
+      that are handed on as they are, see `carrying`.
     squeeze_excite: whether hidden channels are scaled by a function of their means.
-    batch_norm: see `ConvNorm`.
+    batch_norm, norm_groups: see `ConvNorm`.
     initializer: of kernels and biases.
     numerics: how it multiplies.
   """
@@ -51,8 +55,10 @@ class InvertedResidual(nn.Module):
   expansion: int = 6
   kernel_size: int = 3
   strides: int = 1
+  label_maps: int = 0
   squeeze_excite: bool = False
   batch_norm: bool = True
+  norm_groups: int = 1
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
 
@@ -64,10 +70,14 @@ class InvertedResidual(nn.Module):
       ValueError: if `x` is not `[B, H, W, C]`.
     """
     require_image(x)
-    channels = x.shape[-1]
-    hidden = self.expansion * channels
+    channels = x.shape[-1] - self.label_maps
+    hidden = x.shape[-1] if self.expansion == 1 else self.expansion * channels
     conv = functools.partial(
-      ConvNorm, batch_norm=self.batch_norm, initializer=self.initializer, numerics=self.numerics
+      ConvNorm,
+      batch_norm=self.batch_norm,
+      norm_groups=self.norm_groups,
+      initializer=self.initializer,
+      numerics=self.numerics,
     )
     h = x
     if self.expansion != 1:
@@ -78,8 +88,8 @@ class InvertedResidual(nn.Module):
       h = h * self._gate(h, max(1, channels // 4))
     out = conv(self.features, 1, name="project")(h, train)
     if self.strides == 1 and channels == self.features:
-      out = out + x
-    return LayerOut(out, out, out)
+      out = out + x[..., :channels]
+    return carrying(LayerOut(out, out, out), x, self.label_maps)
 
   def _gate(self, h: Array, reduced: int) -> Array:
     """Squeeze-excite: one factor in (0, 1) for each example and channel, `[B, 1, 1, C]`."""
@@ -137,6 +147,8 @@ def mobilenet_v2(
   stem: str = "cifar",
   width: float = 1.0,
   batch_norm: bool = True,
+  norm_groups: int = 1,
+  label_maps: int = 0,
   granularity: str = "block",
 ) -> Network:
   """MobileNet-V2: a stem, 17 blocks, a 1x1 top, `[B, H, W, C]` to `[B, H', W', 1280 * width]`.
@@ -150,17 +162,25 @@ def mobilenet_v2(
     stem: "cifar" (strides of 1 in the stem and in block 2, for 32x32 images) or "imagenet" (2).
     width: multiplies the channels (rounded, at least 1).
     batch_norm: False puts biases in the place of batch norms.
+    norm_groups: parts of the batch with statistics of their own; 2, where a method shows positive
+      and negative views, gives each its own.
+    label_maps: K with label style "channels" and K classes: every block's input ends with the label
+      maps that the stem was shown, behind what the method hands on; skips do not see them.
     granularity: what a layer is: "block", or "stage" (all blocks of one width).
 
   Raises:
     ValueError: if an option is unknown or impossible.
   """
   check_stem(stem)
+  check_norm_groups(norm_groups, batch_norm)
+  check_label_maps(label_maps)
   table = list(_MOBILENET_V2)
   if stem == "cifar":
     table[1] = table[1]._replace(strides=1)
   shared: dict[str, Any] = {
     "batch_norm": batch_norm,
+    "norm_groups": norm_groups,
+    "label_maps": label_maps,
     "initializer": initializer,
     "numerics": numerics,
   }
@@ -175,6 +195,8 @@ def efficientnet_b0(
   stem: str = "cifar",
   width: float = 1.0,
   batch_norm: bool = True,
+  norm_groups: int = 1,
+  label_maps: int = 0,
   granularity: str = "block",
 ) -> Network:
   """EfficientNet-B0: a stem, 16 blocks, a 1x1 top, `[B, H, W, C]` to `[B, H', W', 1280 * width]`.
@@ -188,6 +210,10 @@ def efficientnet_b0(
     stem: "cifar" (stride 1, for 32x32 images) or "imagenet" (stride 2).
     width: multiplies the channels (rounded, at least 1).
     batch_norm: False puts biases in the place of batch norms.
+    norm_groups: parts of the batch with statistics of their own; 2, where a method shows positive
+      and negative views, gives each its own.
+    label_maps: K with label style "channels" and K classes: every block's input ends with the label
+      maps that the stem was shown, behind what the method hands on; skips do not see them.
     granularity: what a layer is: "block", or "stage" (all blocks of one width).
 
   Raises:
@@ -197,8 +223,12 @@ def efficientnet_b0(
     No dropout and no stochastic depth.
   """
   check_stem(stem)
+  check_norm_groups(norm_groups, batch_norm)
+  check_label_maps(label_maps)
   shared: dict[str, Any] = {
     "batch_norm": batch_norm,
+    "norm_groups": norm_groups,
+    "label_maps": label_maps,
     "initializer": initializer,
     "numerics": numerics,
   }
@@ -236,5 +266,5 @@ def _inverted(
   first = ConvNormLayer(
     scaled(width, 32), activation, strides=1 if stem == "cifar" else 2, **shared
   )
-  top = ConvNormLayer(scaled(width, 1280), activation, kernel_size=1, **shared)
+  top = ConvNormLayer(scaled(width, 1280), activation, kernel_size=1, **{**shared, "label_maps": 0})
   return network_of_blocks(name, first, stages, top, granularity)

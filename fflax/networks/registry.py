@@ -1,5 +1,6 @@
 """Networks by name, and what is inside them."""
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fflax.core.labels import with_carried
 from fflax.core.numerics import Numerics
 from fflax.core.pbit_config import PbitConfig
 from fflax.networks.activations import Activation, get_activation
@@ -131,9 +133,8 @@ def describe(network: Network, example_shape: Sequence[int]) -> tuple[LayerRow, 
   rows = []
   for layer in network.layers:
     params, stats = jax.eval_shape(layer.init, key, x)
-    x = jax.eval_shape(
-      lambda p, s, a, f=layer.apply: f(p, s, a, train=False)[0].out, params, stats, x
-    )
+    out, _ = jax.eval_shape(functools.partial(layer.apply, train=False), params, stats, x)
+    x = jax.eval_shape(with_carried, out.out, out.carried)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    rows.append(LayerRow(layer.name, tuple(x.shape[1:]), size))
+    rows.append(LayerRow(layer.name, tuple(out.out.shape[1:]), size))
   return tuple(rows)

@@ -10,15 +10,17 @@ import flax.linen as nn
 
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation
+from fflax.networks.batch_norm import check_norm_groups
 from fflax.networks.conv_blocks import (
   ConvNorm,
   ConvNormLayer,
+  check_label_maps,
   check_stem,
   network_of_blocks,
   scaled,
 )
 from fflax.networks.initializers import Initializer
-from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, require_image
+from fflax.networks.layers import DEFAULT_INITIALIZER, FLOAT32, carrying, require_image
 from fflax.networks.units import activate
 from fflax.types import Array, LayerOut, Network
 
@@ -32,7 +34,9 @@ class BasicBlock(nn.Module):
     features: number of output channels.
     activation: elementwise.
     strides: of the first convolution and of the shortcut.
-    batch_norm: see `ConvNorm`.
+    label_maps: last channels of the input that the shortcut does not see, and that are handed on as
+      they are, see `carrying`.
+    batch_norm, norm_groups: see `ConvNorm`.
     initializer: of kernels and biases.
     numerics: how it multiplies.
   """
@@ -40,7 +44,9 @@ class BasicBlock(nn.Module):
   features: int
   activation: Activation = nn.relu
   strides: int = 1
+  label_maps: int = 0
   batch_norm: bool = True
+  norm_groups: int = 1
   initializer: Initializer = DEFAULT_INITIALIZER
   numerics: Numerics = FLOAT32
 
@@ -56,16 +62,19 @@ class BasicBlock(nn.Module):
       ConvNorm,
       self.features,
       batch_norm=self.batch_norm,
+      norm_groups=self.norm_groups,
       initializer=self.initializer,
       numerics=self.numerics,
     )
     inner = conv(strides=self.strides, name="first")(x, train)
     pre = conv(name="second")(activate(self, self.activation, inner).act, train)
-    if self.strides != 1 or x.shape[-1] != self.features:
-      x = conv(kernel_size=1, strides=self.strides, name="shortcut")(x, train)
-    pre = pre + x
+    skip = x[..., : x.shape[-1] - self.label_maps]
+    if self.strides != 1 or skip.shape[-1] != self.features:
+      skip = conv(kernel_size=1, strides=self.strides, name="shortcut")(skip, train)
+    pre = pre + skip
     # Without what would have to speak of all that the layer drew.
-    return activate(self, self.activation, pre)._replace(log_prob=None, counts=None)
+    out = activate(self, self.activation, pre)._replace(log_prob=None, counts=None)
+    return carrying(out, x, self.label_maps)
 
 
 def resnet18(
@@ -76,6 +85,8 @@ def resnet18(
   stem: str = "cifar",
   width: float = 1.0,
   batch_norm: bool = True,
+  norm_groups: int = 1,
+  label_maps: int = 0,
   granularity: str = "block",
 ) -> Network:
   """ResNet-18: a stem and eight basic blocks, `[B, H, W, C]` to `[B, H', W', 512 * width]`.
@@ -89,14 +100,21 @@ def resnet18(
     stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, then 3x3 max-pooling, stride 2).
     width: multiplies the channels (rounded, at least 1).
     batch_norm: False puts biases in the place of batch norms.
+    norm_groups: parts of the batch with statistics of their own; 2, where a method shows positive
+      and negative views, gives each its own.
+    label_maps: K with label style "channels" and K classes: every block's input ends with the label
+      maps that the stem was shown, behind what the method hands on; the shortcut does not see them.
     granularity: what a layer is: "block", or "stage" (the two blocks of one width).
 
   Raises:
     ValueError: if an option is unknown or impossible.
   """
   check_stem(stem)
+  check_norm_groups(norm_groups, batch_norm)
+  check_label_maps(label_maps)
   shared: dict[str, Any] = {
     "batch_norm": batch_norm,
+    "norm_groups": norm_groups,
     "initializer": initializer,
     "numerics": numerics,
   }
@@ -106,11 +124,12 @@ def resnet18(
     kernel_size=3 if stem == "cifar" else 7,
     strides=1 if stem == "cifar" else 2,
     pool=stem == "imagenet",
+    label_maps=label_maps,
     **shared,
   )
   stages = [
     [
-      BasicBlock(scaled(width, channels), activation, strides, **shared)
+      BasicBlock(scaled(width, channels), activation, strides, label_maps, **shared)
       for strides in (1 if channels == 64 else 2, 1)
     ]
     for channels in (64, 128, 256, 512)

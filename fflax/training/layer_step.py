@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fflax.core.labels import with_carried
 from fflax.random import Role, layer_key
 from fflax.training.lookahead import Lookahead
 from fflax.training.weight_store import WeightStore
@@ -67,7 +68,7 @@ def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Ar
   opt_state = run.optimizer.init(params)
   stored = params if run.store is None else run.store.pack(params)
   state = LayerState(stored, opt_state, {"layer": stats, "method": extra_stats})
-  return state, method.hand_on(out, train=False)
+  return state, _hand_on(method, out, train=False)
 
 
 def load_params(run: Run, state: LayerState) -> PyTree:
@@ -86,11 +87,16 @@ def apply_views(
   return jax.tree.map(lambda a: a.reshape((views, size, *a.shape[1:])), out), stats
 
 
+def _hand_on(method: Method, out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+  """What the next layer receives: what the method makes of it, and maps that the layer carries."""
+  return with_carried(method.hand_on(out, train=train, key=key), out.carried)
+
+
 def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -> Array:
   """The next layer's input `[V, B, ...]`, gradient still attached."""
   views, size = out.out.shape[:2]
   flat = jax.tree.map(lambda a: a.reshape((views * size, *a.shape[2:])), out)
-  x = method.hand_on(flat, train=train, key=key)
+  x = _hand_on(method, flat, train=train, key=key)
   return x.reshape((views, size, *x.shape[1:]))
 
 

@@ -69,11 +69,21 @@ def test_stages_are_sums_of_blocks():
   assert counts[2] == 5_136 + 8_832 and len(counts) == 9 and sum(counts) == 2_236_682 - 12_810
 
 
+def test_carried_label_maps_are_read_but_not_expanded():
+  rows = hand.table("mobilenet_v2", (32, 32, 13), float32(), label_maps=10)
+  # Stem; 42 channels through the block without expansion; ten more inputs of the other expansions.
+  assert [row[2] for row in rows[:4]] == [
+    928 + 9 * 10 * 32, 9 * 42 + 2 * 42 + 42 * 16 + 32, 5_136 + 10 * 96, 8_832 + 10 * 144,
+  ]  # fmt: skip
+  assert rows[-1][2] == 412_160 + 10 * 1280
+
+
 @pytest.mark.parametrize(
   "options",
   [
     {"features": 4, "expansion": 2},
     {"features": 4, "expansion": 1, "squeeze_excite": True},
+    {"features": 3, "expansion": 2, "squeeze_excite": True, "label_maps": 1},
     {"features": 5, "expansion": 2, "squeeze_excite": True, "kernel_size": 5, "strides": 2},
   ],
 )
@@ -91,7 +101,8 @@ def test_block(options):
       gate = gate @ p["excite"]["kernel"] + p["excite"]["bias"]
       h = h / (1 + np.exp(-gate))[:, None, None]
     h = hand.conv_norm(p["project"], s["project"], h, train)
-    out = h + x if options["features"] == 4 else h
+    seen = x[..., : 4 - options.get("label_maps", 0)]
+    out = h + seen if options["features"] == seen.shape[-1] else h
     return out, out
 
   hand.check_block(

@@ -54,19 +54,32 @@ def test_label_maps_cost_the_stem_ten_channels():
   assert hand.table("resnet18", (32, 32, 13), float32())[0][2] == 1_856 + 5_760
 
 
-@pytest.mark.parametrize(("features", "strides"), [(4, 1), (6, 1), (6, 2)])
-def test_block(features, strides):
+def test_carried_label_maps_cost_ten_channels_of_every_block():
+  rows = hand.table("resnet18", (32, 32, 13), float32(), label_maps=10)
+  outs = [64, 64, 64, 128, 128, 256, 256, 512, 512]
+  plain = [1_856, *COUNTS]
+  assert [row[2] for row in rows] == [n + 90 * f for n, f in zip(plain, outs, strict=True)]
+  stages = hand.table("resnet18", (32, 32, 13), float32(), label_maps=10, granularity="stage")
+  assert sum(row[2] for row in stages) == sum(row[2] for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("features", "strides", "maps"), [(4, 1, 0), (6, 1, 0), (6, 2, 0), (3, 1, 1)]
+)
+def test_block(features, strides, maps):
   """Both branches, the sum before the nonlinearity, every batch norm, and the gradient."""
 
   def by_hand(p, s, x, train):
     h = np.tanh(hand.conv_norm(p["first"], s["first"], x, train, strides))
     h = hand.conv_norm(p["second"], s["second"], h, train)
-    assert ("shortcut" in p) == ((features, strides) != (4, 1))
+    x = x[..., : 4 - maps]
+    assert ("shortcut" in p) == ((features, strides) != (4 - maps, 1))
     if "shortcut" in p:
       x = hand.conv_norm(p["shortcut"], s["shortcut"], x, train, strides)
     return h + x, np.tanh(h + x)
 
-  hand.check_block(BasicBlock(features, jnp.tanh, strides), by_hand, hand.image(3, 6, 5, 4))
+  block = BasicBlock(features, jnp.tanh, strides, label_maps=maps)
+  hand.check_block(block, by_hand, hand.image(3, 6, 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +143,9 @@ def test_a_stage_computes_what_its_blocks_compute():
     ({"stem": "tiny"}, "stem='tiny'; allowed: cifar, imagenet"),
     ({"granularity": "layer"}, "granularity='layer'; allowed: block, stage"),
     ({"width": 0}, "width=0, but width must be a positive number"),
+    ({"norm_groups": 0}, "norm_groups=0, but it must be an integer of at least 1"),
+    ({"norm_groups": 2, "batch_norm": False}, "norm_groups=2, but without batch_norm there is no"),
+    ({"label_maps": -1}, "label_maps=-1, but it must be 0 or the number of classes"),
   ],
 )
 def test_bad_options(options, message):
