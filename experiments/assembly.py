@@ -92,7 +92,8 @@ def check(config: ExperimentConfig) -> None:
   _check_score(config)
   # No data is loaded, so the number of classes and of steps is any.
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
-  check_run(parts["method"], parts["schedule"], parts["readouts"], parts["lookahead"])
+  names = ("network", "method", "schedule", "readouts", "lookahead")
+  check_run(*(parts[name] for name in names))
 
 
 def _check_score(config: ExperimentConfig) -> None:
@@ -278,6 +279,8 @@ def passes_per_prediction(experiment: Experiment) -> Mapping[str, int]:
   method, example = experiment.method, experiment.example()
   views = 0
   if method.score_views is not None:
-    views = jax.eval_shape(method.score_views, example.image).shape[0]
+    views = len(jax.tree.leaves(jax.eval_shape(method.score_views, example.image))[0])
+  if method.recurrence is not None:  # one pass up, and the time steps
+    views *= 1 + method.recurrence.window[1]
   samples = max(1, experiment.config.eval_samples)
   return {r.name: samples * (1 if r.view == "plain" else views) for r in experiment.readouts}

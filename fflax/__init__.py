@@ -35,6 +35,7 @@ from fflax.methods.dtg_mlp import DtgMlpConfig, dtg_mlp
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.methods.local_losses import LocalLossesConfig, local_losses
+from fflax.methods.recurrent import RecurrentConfig, recurrent
 from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import NETWORKS, describe, make_network
 from fflax.training.lookahead import LookaheadConfig, make_lookahead
@@ -54,6 +55,7 @@ from fflax.training.weight_store import int8_store
 from fflax.types import (
   Answers,
   Batch,
+  Between,
   Broadcast,
   Layer,
   LayerOut,
@@ -63,6 +65,7 @@ from fflax.types import (
   Place,
   Readout,
   ReadoutState,
+  Recurrence,
   Schedule,
   Trainer,
   TrainState,
@@ -79,6 +82,7 @@ __all__ = [
   "Answers",
   "BackpropConfig",
   "Batch",
+  "Between",
   "Broadcast",
   "ChannelwiseConfig",
   "CollaborativeConfig",
@@ -101,6 +105,8 @@ __all__ = [
   "Readout",
   "ReadoutConfig",
   "ReadoutState",
+  "Recurrence",
+  "RecurrentConfig",
   "Schedule",
   "StaggerConfig",
   "TrainState",
@@ -133,6 +139,7 @@ __all__ = [
   "make_schedule",
   "make_trainer",
   "norm_head",
+  "recurrent",
   "score_sum",
   "simultaneous",
   "softmax_head",

@@ -28,6 +28,7 @@ class Role(enum.IntEnum):
   PROBE = 9
   STORE = 10
   ANSWER = 11
+  TIME = 12
 
 
 def role_key(key: Key, role: Role) -> Key:

@@ -64,14 +64,30 @@ class LayerOut(NamedTuple):
   carried: Array | None = None
 
 
+class Between(NamedTuple):
+  """What is shown from both sides: to a layer that hears the one above it, or to a whole network.
+
+  Attributes:
+    below: the input, or what the layer below handed on.
+    above: what the layer above handed on; above the last layer, what the method shows there.
+  """
+
+  below: Array
+  above: Array
+
+
+Shown = Array | Between
+"""What a layer or a network reads: from below alone, or from both sides."""
+
+
 class LayerInit(Protocol):
-  def __call__(self, key: Key, x: Array) -> tuple[PyTree, PyTree]:
+  def __call__(self, key: Key, x: Shown) -> tuple[PyTree, PyTree]:
     """Returns `(params, stats)` for inputs like `x` `[B, ...]`; `stats` is `{}` if none move."""
 
 
 class LayerApply(Protocol):
   def __call__(
-    self, params: PyTree, stats: PyTree, x: Array, *, train: bool, key: Key | None = None
+    self, params: PyTree, stats: PyTree, x: Shown, *, train: bool, key: Key | None = None
   ) -> tuple[LayerOut, PyTree]:
     """Maps `x` `[B, ...]` to its `LayerOut` and the new statistics (unchanged unless `train`)."""
 
@@ -87,6 +103,7 @@ class Layer(NamedTuple):
       driver may stack them under `lax.scan`.
     counts: M, if the layer emits an affine map of counts up to M whenever its units are drawn, so
       that products with it are additions; else 0.
+    two_way: whether it takes a `Between`, too. Made for one, it also takes what is below alone.
   """
 
   name: str
@@ -94,6 +111,7 @@ class Layer(NamedTuple):
   apply: LayerApply
   spec: Hashable
   counts: int = 0
+  two_way: bool = False
 
 
 class Network(NamedTuple):
@@ -109,7 +127,7 @@ class Network(NamedTuple):
 
 
 class ViewsFn(Protocol):
-  def __call__(self, key: Key, batch: Batch, class_scores: Array | None) -> Array:
+  def __call__(self, key: Key, batch: Batch, class_scores: Array | None) -> Shown:
     """What the network is shown in training, `[V, B, ...]`.
 
     `class_scores` `[B, K]` is the present network's answer (see `Method.negatives_from`), or None.
@@ -171,6 +189,23 @@ class GoodnessFn(Protocol):
     """The layer's goodness of every view and example, `[V, B]`, float32."""
 
 
+class Recurrence(NamedTuple):
+  """How the layers of a method settle together: time steps, each from the last one's activities.
+
+  A pass from the input up starts them; nothing is heard from above in it. Then, at once for all
+  layers, `h_t = damping * h_{t-1} + (1 - damping) * layer(Between(below_{t-1}, above_{t-1}))`.
+
+  Attributes:
+    steps: T, in training; a layer has its loss at every one of them.
+    damping: the share of the last activities.
+    window: the first and the last time step, from 1, over which class scores are averaged.
+  """
+
+  steps: int
+  damping: float
+  window: tuple[int, int]
+
+
 class Method(NamedTuple):
   """A local rule (or its backprop control) as pure functions, one factory per paper.
 
@@ -195,6 +230,8 @@ class Method(NamedTuple):
     end_to_end_view: of a global method, the one training view whose gradient crosses layers.
       Trained readouts read it, and what they read is not detached: their losses count with the
       last layer's. None: all views, and readouts are trained beside the layers.
+    recurrence: None, or how layers settle over time. `views` and `score_views` are then `Between`:
+      what stands below the first layer and above the last. The plain view goes up once.
   """
 
   name: str
@@ -203,7 +240,7 @@ class Method(NamedTuple):
   single_pass: bool
   views: ViewsFn
   plain_view: Callable[[Array], Array]
-  score_views: Callable[[Array], Array] | None
+  score_views: Callable[[Array], Shown] | None
   init_layer: InitLayerFn
   hand_on: HandOnFn
   local_loss: LocalLossFn
@@ -214,6 +251,7 @@ class Method(NamedTuple):
   single_view: bool = False
   readout_features: Callable[[LayerOut], Array] | None = None
   end_to_end_view: int | None = None
+  recurrence: Recurrence | None = None
 
 
 class Readout(NamedTuple):

@@ -13,6 +13,7 @@ from fflax.methods.dtg_mlp import DtgMlpConfig, dtg_mlp
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.methods.local_losses import LocalLossesConfig, local_losses
+from fflax.methods.recurrent import RecurrentConfig, recurrent
 from fflax.types import Method
 
 
@@ -31,6 +32,7 @@ class MethodEntry(NamedTuple):
 
 METHODS: Mapping[str, MethodEntry] = {
   "forward_forward": MethodEntry(ForwardForwardConfig, forward_forward),
+  "recurrent": MethodEntry(RecurrentConfig, recurrent),
   "collaborative": MethodEntry(CollaborativeConfig, collaborative),
   "hyperspherical": MethodEntry(HypersphericalConfig, hyperspherical),
   "channelwise": MethodEntry(ChannelwiseConfig, channelwise),

@@ -19,7 +19,7 @@ from fflax.networks.batch_norm import batch_norm
 from fflax.networks.initializers import INITIALIZERS, Initializer, get_initializer
 from fflax.networks.products import ROUNDING, bind, conv_product, dense_product
 from fflax.networks.units import POOLS, SAMPLING, Pool, activate
-from fflax.types import Array, Key, Layer, LayerOut, PyTree
+from fflax.types import Array, Between, Key, Layer, LayerOut, PyTree, Shown
 
 DEFAULT_INITIALIZER = INITIALIZERS["lecun_normal"]
 FLOAT32 = float32()
@@ -41,12 +41,12 @@ def from_linen(module: nn.Module, name: str) -> Layer:
   """
   module = module.clone(name=None)
 
-  def init(key: Key, x: Array) -> tuple[PyTree, PyTree]:
+  def init(key: Key, x: Shown) -> tuple[PyTree, PyTree]:
     variables = module.init({"params": key}, x, train=False)
     return variables["params"], variables.get("batch_stats", {})
 
   def apply(
-    params: PyTree, stats: PyTree, x: Array, *, train: bool, key: Key | None = None
+    params: PyTree, stats: PyTree, x: Shown, *, train: bool, key: Key | None = None
   ) -> tuple[LayerOut, PyTree]:
     variables = {"params": params}
     if stats:
@@ -60,7 +60,8 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     out, changed = module.apply(variables, x, train=train, rngs=rngs, mutable=mutable)
     return out, changed.get("batch_stats", stats)
 
-  return Layer(name, init, apply, spec=module, counts=getattr(module, "emits", 0))
+  counts, two_way = getattr(module, "emits", 0), getattr(module, "two_way", False)
+  return Layer(name, init, apply, spec=module, counts=counts, two_way=two_way)
 
 
 def counting(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -74,6 +75,9 @@ def counting(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 class DenseLayer(nn.Module):
   """Flattens `[B, ...]` to `[B, D]`, multiplies and applies the activation: `[B, features]`.
+
+  Shown a `Between`, it adds a product with what is above, by a kernel of its own and without a
+  second bias. Initialised without one, it has no such kernel.
 
   Attributes:
     features: number of units.
@@ -91,25 +95,33 @@ class DenseLayer(nn.Module):
   numerics: Numerics = FLOAT32
   reads: int = 0
 
+  two_way = True
+
   @property
   def emits(self) -> int:
     """The largest count of `out`; 0 if it is real."""
     return largest_count(self.activation)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+  def __call__(self, x: Shown, train: bool = False) -> LayerOut:
     """Maps `[B, ...]` to `LayerOut` of `[B, features]`."""
     del train
+    below = x.below if isinstance(x, Between) else x
+    pre = self._product("dense", below, self.reads, self.use_bias)
+    if isinstance(x, Between):
+      pre += self._product("top_down", x.above, 0, False)
+    return activate(self, self.activation, pre)
+
+  def _product(self, name: str, x: Array, reads: int, use_bias: bool) -> Array:
     size = math.prod(x.shape[1:])
-    pre = nn.Dense(
+    return nn.Dense(
       self.features,
-      use_bias=self.use_bias,
+      use_bias=use_bias,
       kernel_init=self.initializer.kernel,
       bias_init=functools.partial(self.initializer.bias, fan_in=size),
-      dot_general_cls=dense_product(self.numerics, self.reads, self.emits),
-      name="dense",
+      dot_general_cls=dense_product(self.numerics, reads, self.emits),
+      name=name,
     )(x.reshape(x.shape[0], size))
-    return activate(self, self.activation, pre)
 
 
 class ConvLayer(nn.Module):

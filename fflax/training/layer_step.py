@@ -15,6 +15,7 @@ from fflax.training.lookahead import Lookahead
 from fflax.training.weight_store import WeightStore
 from fflax.types import (
   Array,
+  Between,
   Broadcast,
   Key,
   Layer,
@@ -28,6 +29,7 @@ from fflax.types import (
   PyTree,
   Readout,
   Schedule,
+  Shown,
 )
 
 
@@ -51,11 +53,17 @@ class Run(NamedTuple):
   readouts_listen: bool = False
 
 
-def init_layer(run: Run, key: Key, index: int, x: Array) -> tuple[LayerState, Array]:
-  """The fresh state of layer `index` for inputs like `x` `[B, ...]`, and what it hands on."""
+def init_layer(
+  run: Run, key: Key, index: int, x: Array, above: Array | None = None
+) -> tuple[LayerState, Array]:
+  """The fresh state of layer `index` for inputs like `x` `[B, ...]`, and what it hands on.
+
+  `above` is like what it hears from above, if it hears anything; what it hands on is without that.
+  """
   layer, method = run.network.layers[index], run.method
+  shown: Shown = x if above is None else Between(x, above)
   try:
-    params, stats = layer.init(layer_key(key, index, Role.PARAMS), x)
+    params, stats = layer.init(layer_key(key, index, Role.PARAMS), shown)
   except ValueError as error:
     raise ValueError(
       f"layer {layer.name!r} of network {run.network.name!r} cannot take what method "
@@ -77,13 +85,12 @@ def load_params(run: Run, state: LayerState) -> PyTree:
 
 
 def apply_views(
-  layer: Layer, params: PyTree, stats: PyTree, x: Array, train: bool, key: Key | None
+  layer: Layer, params: PyTree, stats: PyTree, x: Shown, train: bool, key: Key | None
 ) -> tuple[LayerOut, PyTree]:
   """Applies a layer to `x` `[V, B, ...]`, all views in one product."""
-  views, size = x.shape[:2]
-  out, stats = layer.apply(
-    params, stats, x.reshape((views * size, *x.shape[2:])), train=train, key=key
-  )
+  views, size = jax.tree.leaves(x)[0].shape[:2]
+  flat = jax.tree.map(lambda a: a.reshape((views * size, *a.shape[2:])), x)
+  out, stats = layer.apply(params, stats, flat, train=train, key=key)
   return jax.tree.map(lambda a: a.reshape((views, size, *a.shape[1:])), out), stats
 
 
@@ -100,24 +107,39 @@ def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -
   return x.reshape((views, size, *x.shape[1:]))
 
 
+def damp(method: Method, last: LayerOut, out: LayerOut) -> LayerOut:
+  """The layer's activities at a time step, from those of the last one, which get no gradient."""
+  assert method.recurrence is not None
+  share = method.recurrence.damping
+
+  def mix(old: Array, new: Array) -> Array:
+    return share * lax.stop_gradient(old) + (1 - share) * new
+
+  return LayerOut(out.pre, mix(last.act, out.act), mix(last.out, out.out))
+
+
 def layer_loss(
   run: Run,
   layer: Layer,
   params: PyTree,
   stats: PyTree,
-  x: Array,
+  x: Shown,
   label: Array,
   key: Key,
   index: Array | int,
   heard: Array | None = None,
+  last: LayerOut | None = None,
 ) -> tuple[Array, tuple[Array, LayerOut, PyTree, Metrics]]:
   """One layer's loss on `x` `[V, B, ...]`; aux: loss, output, new statistics, metrics.
 
-  `heard` `[L, V, B]` is the goodness of all layers, for a collaborative method.
+  `heard` `[L, V, B]` is the goodness of all layers, for a collaborative method; `last` the layer's
+  output at the last time step, for a recurrent one.
   """
   out, layer_stats = apply_views(
     layer, params["layer"], stats["layer"], x, True, layer_key(key, index, Role.FORWARD)
   )
+  if last is not None:
+    out = damp(run.method, last, out)
   loss, (method_stats, metrics) = run.method.local_loss(
     params["method"],
     stats["method"],

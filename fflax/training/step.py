@@ -8,7 +8,7 @@ the look-ahead sweep stands between them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,24 @@ from jax import lax
 
 from fflax.core import tags
 from fflax.random import Role, role_key, step_key
+from fflax.training.answers import layer_scores, read_layers
 from fflax.training.blocks import find_blocks, stack_states, unstack_states
-from fflax.training.layer_step import Run, apply_views, hand_on_views, init_layer, load_params
+from fflax.training.layer_step import Run, init_layer, load_params
 from fflax.training.lookahead import Lookahead
 from fflax.training.lookahead_sweep import lookahead_sweep
 from fflax.training.readout_step import init_readouts, train_readouts
+from fflax.training.recurrent_sweep import (
+  check_recurrence,
+  heard_from_above,
+  recurrent_sweep,
+  require_sums,
+)
 from fflax.training.schedules import simultaneous
 from fflax.training.sweeps import (
+  Sweep,
   collaborative_sweep,
   global_sweep,
   layer_outs,
-  layer_scores,
   plain_features,
   strict_sweep,
 )
@@ -35,6 +42,7 @@ from fflax.types import (
   Answers,
   Array,
   Batch,
+  Between,
   Key,
   LayerOut,
   LayerState,
@@ -44,6 +52,7 @@ from fflax.types import (
   Optimizer,
   Readout,
   Schedule,
+  Shown,
   Trainer,
   TrainState,
 )
@@ -52,11 +61,12 @@ STACK_FROM = 8
 """Equal neighbours below this number are unrolled: a stack's slices are copied in every step, a
 fifth of an MLP's step on a CPU (`experiments/benchmarks/README.md`), and save compilation only."""
 
-_SWEEPS = {
+_SWEEPS: Mapping[str, Callable[..., Sweep]] = {
   "strict": strict_sweep,
   "collaborative": collaborative_sweep,
   "global": global_sweep,
   "lookahead": lookahead_sweep,
+  "recurrent": recurrent_sweep,
 }
 
 
@@ -79,6 +89,7 @@ def present_answer(
 
 
 def check_run(
+  network: Network,
   method: Method,
   schedule: Schedule,
   readouts: Sequence[Readout],
@@ -96,6 +107,8 @@ def check_run(
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
       f"{method.name!r} is global: use schedule 'simultaneous'"
     )
+  if method.recurrence is not None:
+    check_recurrence(network, method, schedule, lookahead)
   if lookahead is not None:
     _check_lookahead(method, schedule, lookahead)
   if not readouts:
@@ -182,7 +195,7 @@ def make_trainer(
     lookahead,
     weight_store,
   )
-  check_run(method, run.schedule, run.readouts, lookahead)
+  check_run(network, method, run.schedule, run.readouts, lookahead)
   if samples < 0:
     raise ValueError(f"samples must be 0 or more, not {samples}")
   locality = method.locality if lookahead is None else "lookahead"
@@ -194,9 +207,9 @@ def make_trainer(
 
   def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
     x, states, inputs = method.plain_view(image), [], []
-    for i in range(num_layers):
+    for i, above in enumerate(heard_from_above(run, key, image)):
       inputs.append(x)
-      state, x = init_layer(run, key, i, x)
+      state, x = init_layer(run, key, i, x, above)
       states.append(state)
     features = plain_features(run, states, image) if trains_readout else ()
     return states, inputs, init_readouts(run, key, features)
@@ -211,10 +224,12 @@ def make_trainer(
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
-  if stack is not False and locality in ("strict", "collaborative"):
+  if method.recurrence is not None:
+    require_sums(method, states)
+  elif stack is not False and locality in ("strict", "collaborative"):
     smallest = STACK_FROM if stack is None else 2
     run = run._replace(blocks=find_blocks(network.layers, inputs, states, smallest))
-  sweep = _SWEEPS[locality]
+  sweep = _SWEEPS[locality if method.recurrence is None else "recurrent"]
 
   def init(key: Key, batch: Batch) -> TrainState:
     states, _, readout_states = init_layers(key, batch.image)
@@ -234,17 +249,23 @@ def make_trainer(
 
   def training_views(
     state: TrainState, states: Sequence[LayerState], features: tuple, batch: Batch, key: Key
-  ) -> Array:
+  ) -> Shown:
     answer = present_answer(run, state, states, features, batch.image)
     return lax.stop_gradient(method.views(key, batch, answer))
 
-  def both_views(key: Key, image: Array) -> tuple[Array, Array]:
+  def both_views(key: Key, image: Array) -> tuple[Shown, Array]:
     batch = Batch(image, jnp.zeros(len(image), jnp.int32))
     state = init(key, batch)
     states, features = kept_states(state), plain_features(run, kept_states(state), image)
     return training_views(state, states, features, batch, key), method.plain_view(image)
 
-  views, plain = jax.eval_shape(both_views, jax.random.key(0), example)
+  shown, plain = jax.eval_shape(both_views, jax.random.key(0), example)
+  if isinstance(shown, Between) != (method.recurrence is not None):
+    raise ValueError(
+      f"the views of method {method.name!r} must show what stands above the last layer if it is "
+      "recurrent, and only then"
+    )
+  views = shown.below if isinstance(shown, Between) else shown
   if lookahead is not None and lookahead.observe is not None and views.shape[0] < 2:
     raise ValueError(
       f"this look-ahead compares positive with negative views, and method {method.name!r} shows "
@@ -301,13 +322,7 @@ def make_trainer(
     states = kept_states(state)
     features = plain_features(run, states, batch.image)
     x = training_views(state, states, features, batch, key)
-    rows = []
-    for layer, s in zip(network.layers, states, strict=True):
-      params = load_params(run, s)
-      out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, None)
-      rows.append(method.goodness(params["method"], s.stats["method"], out))
-      x = hand_on_views(method, out, False, None)
-    return jnp.stack(rows)
+    return jnp.stack([a for a in read_layers(run, states, x, method.goodness) if a is not None])
 
   def features(state: TrainState, image: Array) -> tuple[Array, ...]:
     return plain_features(run, kept_states(state), image)

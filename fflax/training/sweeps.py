@@ -181,12 +181,3 @@ def layer_outs(
   """What every layer computes on the plain view, `[B, ...]`."""
   *_, outs = eval_sweep(run, states, run.method.plain_view(image)[None], key)
   return tuple(jax.tree.map(lambda a: a[0], out) for out in outs)
-
-
-def layer_scores(
-  run: Run, states: Sequence[LayerState], image: Array, key: Key | None = None
-) -> tuple[Array | None, ...]:
-  """The class scores `[B, K]` of every layer on the score views; None where a layer has none."""
-  if run.method.score_views is None:
-    return (None,) * len(states)
-  return tuple(eval_sweep(run, states, run.method.score_views(image), key)[0])

@@ -34,6 +34,7 @@ from fflax.methods.dtg_mlp import DtgMlpConfig
 from fflax.methods.forward_forward import ForwardForwardConfig
 from fflax.methods.hyperspherical import HypersphericalConfig
 from fflax.methods.local_losses import LocalLossesConfig
+from fflax.methods.recurrent import RecurrentConfig
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training import checkpoint, schedules
@@ -101,8 +102,9 @@ def _case(method: str, what: str, config: Any, **options: Any) -> Case:
   return Case(method, what, functools.partial(make_method, method, config), **options)
 
 
-_FF, _CFF, _HFF, _CWC, _BSFF, _BP = (
+_FF, _RFF, _CFF, _HFF, _CWC, _BSFF, _BP = (
   ForwardForwardConfig,
+  RecurrentConfig,
   CollaborativeConfig,
   HypersphericalConfig,
   ChannelwiseConfig,
@@ -110,6 +112,7 @@ _FF, _CFF, _HFF, _CWC, _BSFF, _BP = (
   BackpropConfig,
 )
 _ff = functools.partial(_case, "forward_forward", accuracy={"mlp": 0.7})
+_rff = functools.partial(_case, "recurrent", accuracy={"mlp": 0.5})
 _hff = functools.partial(_case, "hyperspherical", accuracy={"mlp": 0.9})
 _cff = functools.partial(_case, "collaborative", accuracy={"mlp": 0.7})
 _cwc = functools.partial(_case, "channelwise", accuracy={"mlp": 0.8})
@@ -139,6 +142,8 @@ CASES: tuple[Case, ...] = (
     accuracy={"cnn": 0.2},
     brief=("cnn",),
   ),
+  _rff("softmax_hard", _RFF(negatives="softmax_hard", steps=4, answer_to=4)),
+  _rff("peer signal", _RFF(peer="signal", steps=2, answer_from=1, answer_to=1), brief=("mlp",)),
   _cff("fixed", _CFF(structure="ones"), brief=("mlp",)),
   _cff(
     "adaptive",
@@ -374,8 +379,13 @@ def check_shapes(bench: Bench) -> None:
     if method.score_views is not None:
       views["score_views"] = method.score_views(batch.image)
     example = views["plain_view"].shape[2:]
-    for name, x in views.items():
+    for name, shown in views.items():
+      # Layers that hear from above start from one pass without it.
+      two_way = isinstance(shown, types.Between)
+      x = shown.below if two_way else shown
       num_views = x.shape[0]
+      if two_way:
+        assert shown.above.dtype == jnp.float32 and shown.above.shape[:2] == (num_views, size)
       assert x.dtype == jnp.float32, f"{name} is {x.dtype}"
       assert x.shape == (num_views, size, *example), f"{name} {x.shape}, plain view {example}"
       for i, (layer, state) in enumerate(zip(layers, states, strict=True)):
@@ -435,7 +445,7 @@ def check_locality_unrolled(bench: Bench) -> None:
 def check_locality_scheduled(bench: Bench) -> None:
   """The same, where one layer learns in each step (greedy) and is seen updated (interleaved)."""
   both = schedules.greedy(1)._replace(reforward=True)
-  if bench.method.locality == "strict":
+  if bench.method.locality == "strict" and bench.method.recurrence is None:
     trainer = bench.trainer(schedule=both)
     steps = [dataclasses.replace(bench.fresh, step=jnp.int32(i)) for i in range(NUM_LAYERS)]
     measured = bench.matrix(quick_jit(trainer.step), trainer, steps)
