@@ -80,7 +80,7 @@ def neighbours(run: Run, outs: Outs, ends: Between, key: Key | None) -> list[Bet
     ends: what stands below the first layer and above the last.
     key: of the time step, in training; None: evaluation.
   """
-  handed = []
+  handed: list[PyTree] = []
   for i, out in enumerate(outs):
     own = None if key is None else layer_key(key, i, Role.HAND_ON)
     handed.append(hand_on_views(run.method, out, key is not None, own))

@@ -50,6 +50,7 @@ from fflax.types import (
   Metrics,
   Network,
   Optimizer,
+  PyTree,
   Readout,
   Schedule,
   Shown,
@@ -249,7 +250,8 @@ def make_trainer(
 
   def training_views(
     state: TrainState, states: Sequence[LayerState], features: tuple, batch: Batch, key: Key
-  ) -> Shown:
+  ) -> PyTree:
+    """An array, or a `Between` for a recurrent method."""
     answer = present_answer(run, state, states, features, batch.image)
     return lax.stop_gradient(method.views(key, batch, answer))
 
