@@ -89,7 +89,10 @@ def _readers(
     emit = functools.partial(_emit, layer)
     layers.append(find_readers(emit, own.params["layer"], own.stats["layer"], x, key))
   counted = min(layer.counts for layer in parts["network"].layers)
-  heads = {}
+  heads, read, shown = {}, features, parts["method"].readout_features
+  if shown is not None:
+    outs = jax.eval_shape(trainer.layer_outs, state, image, key)
+    read = jax.eval_shape(lambda outs: tuple(map(shown, outs)), outs)
   for readout, own in zip(parts["readouts"], state.readouts, strict=True):
     if readout.view == "plain":
 
@@ -97,7 +100,7 @@ def _readers(
         with tags.counts(counted):
           return readout.predict(params, stats, (), features)
 
-      heads[readout.name] = find_readers(predict, own.params, own.stats, features)
+      heads[readout.name] = find_readers(predict, own.params, own.stats, read)
   return layers, heads
 
 

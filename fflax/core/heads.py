@@ -26,6 +26,13 @@ def random_head(key: Key, width: int, num_classes: int) -> PyTree:
   }
 
 
+def unit_columns_head(key: Key, width: int, num_classes: int) -> PyTree:
+  """`random_head` with the columns of the kernel scaled to length one."""
+  head = random_head(key, width, num_classes)
+  length = jnp.linalg.norm(head["kernel"], axis=0, keepdims=True)
+  return {**head, "kernel": head["kernel"] / length}
+
+
 def lecun_head(key: Key, width: int, num_classes: int) -> PyTree:
   """Kernel of variance `1 / width` (LeCun-normal), bias zero."""
   kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
@@ -48,6 +55,7 @@ def zero_head(key: Key, width: int, num_classes: int) -> PyTree:
 
 HEADS: Mapping[str, Callable[[Key, int, int], PyTree]] = {
   "random": random_head,
+  "unit_columns": unit_columns_head,
   "lecun": lecun_head,
   "uniform": uniform_head,
   "zero": zero_head,

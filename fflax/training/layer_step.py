@@ -32,6 +32,8 @@ from fflax.types import (
   Shown,
 )
 
+Handed = Array
+
 
 class Run(NamedTuple):
   """The static parts of a run.
@@ -85,7 +87,7 @@ def load_params(run: Run, state: LayerState) -> PyTree:
 
 
 def apply_views(
-  layer: Layer, params: PyTree, stats: PyTree, x: Shown, train: bool, key: Key | None
+  layer: Layer, params: PyTree, stats: PyTree, x: Shown | Handed, train: bool, key: Key | None
 ) -> tuple[LayerOut, PyTree]:
   """Applies a layer to `x` `[V, B, ...]`, all views in one product."""
   views, size = jax.tree.leaves(x)[0].shape[:2]
@@ -94,17 +96,25 @@ def apply_views(
   return jax.tree.map(lambda a: a.reshape((views, size, *a.shape[1:])), out), stats
 
 
-def _hand_on(method: Method, out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+def _hand_on(method: Method, out: LayerOut, *, train: bool, key: Key | None = None) -> Handed:
   """What the next layer receives: what the method makes of it, and maps that the layer carries."""
-  return with_carried(method.hand_on(out, train=train, key=key), out.carried)
+  x = method.hand_on(out, train=train, key=key)
+  return x if out.carried is None else with_carried(x, out.carried)
 
 
-def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -> Array:
+def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -> Handed:
   """The next layer's input `[V, B, ...]`, gradient still attached."""
   views, size = out.out.shape[:2]
   flat = jax.tree.map(lambda a: a.reshape((views * size, *a.shape[2:])), out)
   x = _hand_on(method, flat, train=train, key=key)
-  return x.reshape((views, size, *x.shape[1:]))
+  return jax.tree.map(lambda a: a.reshape((views, size, *a.shape[1:])), x)
+
+
+def read_views(method: Method, out: LayerOut, handed: Handed) -> Array:
+  """What trained readouts read of a layer, `[V, B, ...]`, gradient still attached."""
+  if method.readout_features is None:
+    return handed
+  return jax.vmap(method.readout_features)(out)
 
 
 def damp(method: Method, last: LayerOut, out: LayerOut) -> LayerOut:
@@ -123,7 +133,7 @@ def layer_loss(
   layer: Layer,
   params: PyTree,
   stats: PyTree,
-  x: Shown,
+  x: Shown | Handed,
   label: Array,
   key: Key,
   index: Array | int,
@@ -173,14 +183,14 @@ def _learn_layer(
   run: Run,
   layer: Layer,
   state: LayerState,
-  x: Array,
+  x: Handed,
   label: Array,
   key: Key,
   index: Array | int,
   weight: Array | None,
   heard: Array | None,
-) -> tuple[LayerState, Array, Metrics]:
-  """The strict step of one layer: its own gradient, its update, its hand-on."""
+) -> tuple[LayerState, tuple[Handed, PyTree], Metrics]:
+  """The strict step of one layer: its own gradient, its update, what it hands on and shows."""
 
   def objective(params: PyTree) -> tuple[Array, tuple]:
     loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index, heard)
@@ -194,35 +204,41 @@ def _learn_layer(
     forward_key = layer_key(key, index, Role.FORWARD)
     params = load_params(run, new)
     out, _ = apply_views(layer, params["layer"], state.stats["layer"], x, True, forward_key)
+  return new, _hand_on_and_show(run, out, key, index), {"loss": loss, **metrics}
+
+
+def _hand_on_and_show(
+  run: Run, out: LayerOut, key: Key, index: Array | int
+) -> tuple[Handed, PyTree]:
+  """What the next layer receives, and what readouts read (`()`, if none listens), detached."""
   x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
-  return new, lax.stop_gradient(x), {"loss": loss, **metrics}
+  return lax.stop_gradient((x, read_views(run.method, out, x) if run.readouts_listen else ()))
 
 
 def _forward_layer(
-  run: Run, layer: Layer, state: LayerState, x: Array, key: Key, index: Array | int
-) -> tuple[LayerState, Array]:
-  """The state of a layer that does not learn, and what it hands on."""
+  run: Run, layer: Layer, state: LayerState, x: Handed, key: Key, index: Array | int
+) -> tuple[LayerState, tuple[Handed, PyTree]]:
+  """The state of a layer that does not learn, and what it hands on and shows."""
   params, train = load_params(run, state), run.schedule.frozen_stats == "update"
   # With a key: units that are random stay so, for the layers above learn from them.
   forward_key = layer_key(key, index, Role.FORWARD)
   out, stats = apply_views(layer, params["layer"], state.stats["layer"], x, train, forward_key)
-  x = hand_on_views(run.method, out, True, layer_key(key, index, Role.HAND_ON))
   state = dataclasses.replace(state, stats={**state.stats, "layer": stats})
-  return lax.stop_gradient((state, x))
+  return lax.stop_gradient(state), _hand_on_and_show(run, out, key, index)
 
 
 def scheduled_layer(
   run: Run,
   layer: Layer,
   state: LayerState,
-  x: Array,
+  x: Handed,
   label: Array,
   key: Key,
   index: Array | int,
   weight: Array | None,
   mode: Array | None,
   heard: Array | None = None,
-) -> tuple[LayerState, Array, Metrics]:
+) -> tuple[LayerState, tuple[Handed, PyTree], Metrics]:
   """Skips (mode 0), forwards (1) or trains (2) a layer; mode None always trains."""
   learn = functools.partial(_learn_layer, run, layer)
   args = (state, x, label, key, index, weight, heard)
@@ -233,7 +249,7 @@ def scheduled_layer(
   return lax.switch(
     mode,
     (
-      lambda: (state, jnp.zeros(x_shape.shape, x_shape.dtype), silent),
+      lambda: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), x_shape), silent),
       lambda: (*_forward_layer(run, layer, state, x, key, index), silent),
       lambda: learn(*args),
     ),

@@ -9,7 +9,14 @@ from jax import lax
 
 from fflax.core.numerics import without_gradient_state
 from fflax.random import Role, layer_key
-from fflax.training.layer_step import Run, hand_on_views, layer_loss, load_params, update_layer
+from fflax.training.layer_step import (
+  Run,
+  hand_on_views,
+  layer_loss,
+  load_params,
+  read_views,
+  update_layer,
+)
 from fflax.training.sweeps import Sweep, per_layer
 from fflax.types import Array, Key, LayerOut, LayerState, Metrics, PyTree, TrainState
 
@@ -49,13 +56,13 @@ def lookahead_sweep(
   """
   look = run.lookahead
   assert look is not None
-  rungs, handed, x = [], [], lax.stop_gradient(x)
+  rungs, read, x = [], [], lax.stop_gradient(x)
   for i in range(len(run.network.layers)):
-    rung, x = _climb(
+    rung, x, shown = _climb(
       run, state.layers[i], x, label, key, i, None if weights is None else weights[i]
     )
     rungs.append(rung)
-    handed.append(x)
+    read.append(shown)
   lambdas = look.coefficients(state.coupling, state.step, len(rungs))
   down = _exact if look.mode == "exact" else _scalar
   grads, used = down(run, rungs, lambdas)
@@ -69,13 +76,13 @@ def lookahead_sweep(
     for i, (s, g, rung) in enumerate(zip(state.layers, grads, rungs, strict=True))
   ]
   rows = [{**rung.metrics, "lambda": used[i]} for i, rung in enumerate(rungs)]
-  return tuple(new), lax.stop_gradient(coupling), per_layer(rows), tuple(handed)
+  return tuple(new), lax.stop_gradient(coupling), per_layer(rows), tuple(read)
 
 
 def _climb(
   run: Run, state: LayerState, x: Array, label: Array, key: Key, index: int, weight: Array | None
-) -> tuple[_Rung, Array]:
-  """One layer on the way up."""
+) -> tuple[_Rung, Array, Array]:
+  """One layer on the way up, what it hands on, and what readouts read of it."""
   look, method, layer = run.lookahead, run.method, run.network.layers[index]
   assert look is not None
   own_params = load_params(run, state)
@@ -122,7 +129,8 @@ def _climb(
     slope = jnp.where(jnp.abs(goodness_change) > _TINY, loss_change / goodness_change, 0.0)
     slope = slope if weight is None else weight * slope
   silent = jax.tree.map(jnp.zeros_like, (own, handed))
-  return _Rung(pull, own, slope, silent, own_params, stats, {"loss": loss, **metrics}), handed
+  rung = _Rung(pull, own, slope, silent, own_params, stats, {"loss": loss, **metrics})
+  return rung, handed, read_views(method, out, handed)
 
 
 def _exact(run: Run, rungs: list[_Rung], lambdas: Array) -> tuple[list[PyTree], Array]:

@@ -9,19 +9,21 @@ from jax import lax
 from fflax.random import Role, layer_key
 from fflax.training.blocks import unstack_states
 from fflax.training.layer_step import (
+  Handed,
   Run,
   apply_views,
   hand_on_views,
   layer_loss,
   load_params,
+  read_views,
   scheduled_layer,
   update_layer,
 )
 from fflax.types import Array, Key, Layer, LayerOut, LayerState, Metrics, PyTree, TrainState
 
 Sweep = tuple[tuple[LayerState, ...], PyTree, Metrics, tuple[Array, ...]]
-"""Of a training sweep: new states by block, coupling, metrics `[L]`, and what each layer handed on
-`[V, B, ...]` (or `()`, if no readout listens)."""
+"""Of a training sweep: new states by block, coupling, metrics `[L]`, and what readouts read of each
+layer, `[V, B, ...]` (or `()`, if none listens)."""
 
 
 def per_layer(rows: Sequence[Metrics]) -> Metrics:
@@ -34,7 +36,7 @@ def per_layer(rows: Sequence[Metrics]) -> Metrics:
 def strict_sweep(
   run: Run,
   state: TrainState,
-  x: Array,
+  x: Handed,
   label: Array,
   key: Key,
   weights: Array | None,
@@ -51,46 +53,45 @@ def strict_sweep(
 
   new_states: list[LayerState] = []
   rows: list[Metrics] = []
-  handed: list[Array] = []
+  read: list[PyTree] = []
   first = 0
   for block, block_state in zip(run.blocks, state.layers, strict=True):
     layer = run.network.layers[first]
 
     def one(
-      layer_state: LayerState, x: Array, i: Array | int, layer: Layer = layer
-    ) -> tuple[LayerState, Array, Metrics]:
+      layer_state: LayerState, x: Handed, i: Array | int, layer: Layer = layer
+    ) -> tuple[LayerState, tuple[Handed, PyTree], Metrics]:
       weight = None if weights is None else weights[i]
       mode = None if modes is None else modes[i]
       return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode, heard)
 
     if block == 1:
-      new, x, metrics = one(block_state, x, first)
+      new, (x, shown), metrics = one(block_state, x, first)
       rows.append(metrics)
-      handed.append(x)
+      read.append(shown)
     else:
       # The stacked state is carried and updated in place: one copy of the parameters, not two.
       def body(
-        carry: tuple[Array, PyTree], j: Array, first: int = first, size: int = block, one=one
-      ) -> tuple[tuple[Array, PyTree], tuple[Metrics, PyTree]]:
+        carry: tuple[Handed, PyTree], j: Array, first: int = first, size: int = block, one=one
+      ) -> tuple[tuple[Handed, PyTree], tuple[Metrics, PyTree]]:
         x, stacked = carry
         mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
         # The branch is always taken. It keeps the compiler from recomputing new values out of old
         # ones while it writes them, for which it would hold a second copy of the whole stack.
         args = (mine, x, first + j)
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *args))
-        mine, x, metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
+        mine, (x, shown), metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
-        kept = x if run.readouts_listen else ()
-        return (x, jax.tree.map(put, stacked, mine)), (metrics, kept)
+        return (x, jax.tree.map(put, stacked, mine)), (metrics, shown)
 
       (x, new), stacked = lax.scan(body, (x, block_state), jnp.arange(block))
       for j in range(block):
-        metrics, kept = jax.tree.map(lambda a, j=j: a[j], stacked)
+        metrics, shown = jax.tree.map(lambda a, j=j: a[j], stacked)
         rows.append(metrics)
-        handed.append(kept)
+        read.append(shown)
     new_states.append(new)
     first += block
-  return tuple(new_states), state.coupling, per_layer(rows), tuple(handed)
+  return tuple(new_states), state.coupling, per_layer(rows), tuple(read)
 
 
 def collaborative_sweep(
@@ -122,34 +123,58 @@ def collaborative_sweep(
   return strict_sweep(run, state, x, label, key, weights, heard)
 
 
+def end_to_end_losses(
+  run: Run,
+  params: Sequence[PyTree],
+  states: Sequence[LayerState],
+  x: Array,
+  label: Array,
+  key: Key,
+  weights: Array | None,
+) -> tuple[Array, tuple[list[PyTree], list[Metrics], list[Array]]]:
+  """The (weighted) sum of the layers' losses; aux: new statistics, metrics, what readouts read."""
+  h, total, stats, rows, read = x, jnp.zeros(()), [], [], []
+  view = run.method.end_to_end_view
+  for i, layer in enumerate(run.network.layers):
+    loss, (_, out, new, metrics) = layer_loss(
+      run, layer, params[i], states[i].stats, h, label, key, i
+    )
+    total += loss if weights is None else weights[i] * loss
+    h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+    read.append(read_views(run.method, out, h))
+    if view is not None:
+      h = jnp.stack([a if v == view else lax.stop_gradient(a) for v, a in enumerate(h)])
+    stats.append(new)
+    rows.append({"loss": loss, **metrics})
+  return total, (stats, rows, read)
+
+
+def update_layers(
+  run: Run,
+  state: TrainState,
+  params: Sequence[PyTree],
+  grads: Sequence[PyTree],
+  stats: Sequence[PyTree],
+  key: Key,
+) -> tuple[LayerState, ...]:
+  """One step of every layer's optimiser."""
+  parts = enumerate(zip(state.layers, params, grads, stats, strict=True))
+  return tuple(update_layer(run, s, p, g, t, key, i) for i, (s, p, g, t) in parts)
+
+
 def global_sweep(
   run: Run, state: TrainState, x: Array, label: Array, key: Key, weights: Array | None
 ) -> Sweep:
   """All layers learn from the (weighted) sum of the losses, end to end."""
-  states = state.layers
-
-  def objective(params: tuple[PyTree, ...]) -> tuple[Array, tuple]:
-    h, total, all_stats, rows, handed = x, jnp.zeros(()), [], [], []
-    for i, layer in enumerate(run.network.layers):
-      loss, (_, out, stats, metrics) = layer_loss(
-        run, layer, params[i], states[i].stats, h, label, key, i
-      )
-      total += loss if weights is None else weights[i] * loss
-      h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
-      handed.append(h)
-      all_stats.append(stats)
-      rows.append({"loss": loss, **metrics})
-    return total, (all_stats, rows, handed)
-
-  params = tuple(load_params(run, s) for s in states)
-  grads, (all_stats, rows, handed) = jax.grad(objective, has_aux=True)(params)
-  parts = enumerate(zip(states, params, grads, all_stats, strict=True))
-  new = tuple(update_layer(run, s, p, g, t, key, i) for i, (s, p, g, t) in parts)
-  return new, state.coupling, per_layer(rows), tuple(handed)
+  params = tuple(load_params(run, s) for s in state.layers)
+  losses = lambda p: end_to_end_losses(run, p, state.layers, x, label, key, weights)  # noqa: E731
+  grads, (stats, rows, read) = jax.grad(losses, has_aux=True)(params)
+  new = update_layers(run, state, params, grads, stats, key)
+  return new, state.coupling, per_layer(rows), tuple(read)
 
 
 def eval_sweep(
-  run: Run, states: Sequence[LayerState], x: Array, key: Key | None = None
+  run: Run, states: Sequence[LayerState], x: Handed, key: Key | None = None
 ) -> tuple[list, list[Array], list[LayerOut]]:
   """Class scores, handed-on features and outputs `[V, B, ...]` of every layer, in evaluation mode.
 
@@ -173,6 +198,15 @@ def plain_features(
   """The handed-on features `[B, ...]` of every layer on the plain view."""
   _, features, _ = eval_sweep(run, states, run.method.plain_view(image)[None], key)
   return tuple(f[0] for f in features)
+
+
+def read_features(
+  run: Run, states: Sequence[LayerState], image: Array, key: Key | None = None
+) -> tuple[Array, ...]:
+  """What trained readouts read of every layer, `[B, ...]`, on the plain view."""
+  _, handed, outs = eval_sweep(run, states, run.method.plain_view(image)[None], key)
+  pairs = zip(outs, handed, strict=True)
+  return tuple(read_views(run.method, out, x)[0] for out, x in pairs)
 
 
 def layer_outs(
