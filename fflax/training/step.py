@@ -18,6 +18,7 @@ from fflax.core import tags
 from fflax.random import Role, role_key, step_key
 from fflax.training.answers import layer_scores, read_layers
 from fflax.training.blocks import find_blocks, stack_states, unstack_states
+from fflax.training.hybrid_sweep import hybrid_sweep
 from fflax.training.layer_step import Run, init_layer, load_params
 from fflax.training.lookahead import Lookahead
 from fflax.training.lookahead_sweep import lookahead_sweep
@@ -35,6 +36,7 @@ from fflax.training.sweeps import (
   global_sweep,
   layer_outs,
   plain_features,
+  read_features,
   strict_sweep,
 )
 from fflax.training.weight_store import WeightStore
@@ -114,6 +116,14 @@ def check_run(
     _check_lookahead(method, schedule, lookahead)
   if not readouts:
     raise ValueError("a run needs at least one readout")
+  if method.end_to_end_view is not None:
+    if method.locality != "global":
+      raise ValueError(f"method {method.name!r} learns end to end, but is {method.locality}")
+    if all(r.loss is None for r in readouts):
+      raise ValueError(
+        f"the layers of method {method.name!r} learn from a trained readout: add 'norm_head' to "
+        "the readouts"
+      )
   names = [readout.name for readout in readouts]
   for readout in readouts:
     if names.count(readout.name) > 1:
@@ -203,8 +213,9 @@ def make_trainer(
   num_layers = len(network.layers)
   counted = min(layer.counts for layer in network.layers)
   trains_readout = any(r.loss is not None for r in run.readouts)
-  own_pass = trains_readout and (not method.single_view or method.negatives_from == "plain")
-  run = run._replace(readouts_listen=trains_readout and not own_pass)
+  beside = trains_readout and method.end_to_end_view is None
+  own_pass = beside and (not method.single_view or method.negatives_from == "plain")
+  run = run._replace(readouts_listen=beside and not own_pass)
 
   def init_layers(key: Key, image: Array) -> tuple[list[LayerState], list[Array], tuple]:
     x, states, inputs = method.plain_view(image), [], []
@@ -212,13 +223,13 @@ def make_trainer(
       inputs.append(x)
       state, x = init_layer(run, key, i, x, above)
       states.append(state)
-    features = plain_features(run, states, image) if trains_readout else ()
+    features = read_features(run, states, image) if trains_readout else ()
     return states, inputs, init_readouts(run, key, features)
 
   def shapes_of_everything(key: Key, image: Array) -> tuple[list[LayerState], list[Array]]:
     """Refuses, by tracing, readouts that the layers cannot serve."""
     states, inputs, readout_states = init_layers(key, image)
-    features, scores = plain_features(run, states, image), layer_scores(run, states, image)
+    features, scores = read_features(run, states, image), layer_scores(run, states, image)
     for r, s in zip(run.readouts, readout_states, strict=True):
       r.predict(s.params, s.stats, scores, features)
     return states, inputs
@@ -258,7 +269,7 @@ def make_trainer(
   def both_views(key: Key, image: Array) -> tuple[Shown, Array]:
     batch = Batch(image, jnp.zeros(len(image), jnp.int32))
     state = init(key, batch)
-    states, features = kept_states(state), plain_features(run, kept_states(state), image)
+    states, features = kept_states(state), read_features(run, kept_states(state), image)
     return training_views(state, states, features, batch, key), method.plain_view(image)
 
   shown, plain = jax.eval_shape(both_views, jax.random.key(0), example)
@@ -287,12 +298,17 @@ def make_trainer(
     features: tuple[Array, ...] = ()
     metrics: Metrics = {}
     if own_pass:
-      features = plain_features(run, states, batch.image)
+      features = read_features(run, states, batch.image)
       readout_states, metrics = train_readouts(run, state, features, batch.label, key)
     x = training_views(state, states, features, batch, role_key(key, Role.VIEWS))
-    layers, coupling, layer_metrics, handed = sweep(run, state, x, batch.label, key, loss_weights)
+    args = (run, state, x, batch.label, key, loss_weights)
+    if method.end_to_end_view is not None:
+      layers, readout_states, layer_metrics, metrics = hybrid_sweep(*args)
+      new = TrainState(state.step + 1, state.key, layers, readout_states, state.coupling)
+      return new, {**layer_metrics, **metrics}
+    layers, coupling, layer_metrics, read = sweep(*args)
     if run.readouts_listen:
-      heard = tuple(h[0] for h in handed)
+      heard = tuple(r[0] for r in read)
       with tags.counts(counted):
         readout_states, metrics = train_readouts(run, state, heard, batch.label, key)
     new = TrainState(state.step + 1, state.key, layers, readout_states, coupling)
@@ -301,7 +317,7 @@ def make_trainer(
   def answer_once(state: TrainState, image: Array, key: Key | None = None) -> Answers:
     states = kept_states(state)
     scores = layer_scores(run, states, image, key)
-    features = plain_features(run, states, image, key)
+    features = read_features(run, states, image, key)
     with tags.counts(0 if key is None else counted):
       predictions = {
         r.name: r.predict(s.params, s.stats, scores, features)
@@ -322,7 +338,7 @@ def make_trainer(
   def goodness(state: TrainState, batch: Batch, key: Key) -> Array:
     assert method.goodness is not None
     states = kept_states(state)
-    features = plain_features(run, states, batch.image)
+    features = read_features(run, states, batch.image)
     x = training_views(state, states, features, batch, key)
     return jnp.stack([a for a in read_layers(run, states, x, method.goodness) if a is not None])
 
