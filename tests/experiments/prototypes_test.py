@@ -1,0 +1,86 @@
+"""What prototypes stand for: which images are shown, beside numpy's own reckoning."""
+
+import dataclasses
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import config, figures, prototypes
+from experiments.assembly import build
+from fflax.data import sources
+from fflax.data.dataset import Split
+
+
+def small(**changes):
+  """A few digits, two conv layers, two prototypes a class."""
+  digits = sources.load("digits")
+  base = config.load_preset("hff_cnn_digits")
+  method = dataclasses.replace(
+    base.methods["hyperspherical"], aux_features=4, prototypes_per_class=2, **changes
+  )
+  chosen = dataclasses.replace(
+    base,
+    methods={"hyperspherical": method},
+    networks={"small_cnn": {"channels": (4, 5), "pool_after": (1,)}},
+    data=dataclasses.replace(base.data, batch_size=10),
+    eval_batch_size=20,
+  )
+  return build(chosen, digits._replace(train=Split(*(a[:30] for a in digits.train))))
+
+
+def test_nearest_by_hand():
+  cosines = np.array([[[0.1, 0.9]], [[0.5, 0.2]], [[0.5, 0.3]]])  # three examples, one class, two
+  assert prototypes.nearest(cosines, 2).tolist() == [[[1, 2], [0, 2]]]
+  assert prototypes.nearest(cosines, 9).shape == (1, 2, 3)
+
+
+def test_cosines_are_those_that_the_layer_answers_with(tmp_path):
+  """Through the auxiliary head: pooled over a class's prototypes they are its scores."""
+  experiment = small(scale=6.0)
+  state = experiment.init()
+  for layer in (0, -1):
+    cosines = prototypes.training_cosines(experiment, state, layer)
+    assert cosines.shape == (30, 10, 2)
+    pooled = np.log(np.exp(6 * cosines).mean(-1)) / 6
+    scores = experiment.trainer.answer(state, experiment.example(30).image).layers[layer]
+    np.testing.assert_allclose(pooled, scores, atol=1e-5)
+  path = tmp_path / "figure.png"
+  share = prototypes.show(experiment, state, -1, 3, path)
+  label = experiment.dataset.train.label[prototypes.nearest(cosines, 3)]
+  assert share == pytest.approx(np.mean(label == np.arange(10)[:, None, None]))
+  assert min(matplotlib.image.imread(path).shape[:2]) > 100
+  with pytest.raises(ValueError, match="no layer 2: the run has 2"):
+    prototypes.training_cosines(experiment, state, 2)
+
+
+def test_other_methods_are_refused():
+  experiment = small()
+  other = experiment._replace(config=dataclasses.replace(experiment.config, method="backprop"))
+  with pytest.raises(ValueError, match="method 'backprop' has no prototypes"):
+    prototypes.training_cosines(other, None, 0)
+
+
+def test_layers_are_numbers():
+  assert prototypes.parse_layers(["1", "-1"]) == [1, -1]
+  with pytest.raises(ValueError, match="^--layers takes integers"):
+    prototypes.parse_layers(["first"])
+
+
+def test_the_grid_shows_what_it_is_given(tmp_path, monkeypatch):
+  """Row by row, and a frame around what is not good."""
+  found = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: found.append(figure))
+  images = np.arange(12.0).reshape(2, 3, 2, 1, 1) / 12
+  good = np.array([[True, False, True], [True, True, False]])
+  figures.image_grid(images, good, np.arange(6.0).reshape(2, 3), ["a", "b"], "T", "f.png")
+  axes = found[0].axes
+  assert [ax.get_xlabel() for ax in axes] == [f"{v:.2f}" for v in range(6)]
+  assert [ax.get_ylabel() for ax in axes] == ["a", "", "", "b", "", ""]
+  for ax, image, is_good in zip(axes, images.reshape(6, 2, 1), good.ravel(), strict=True):
+    np.testing.assert_allclose(ax.get_images()[0].get_array(), image)
+    assert ax.spines["left"].get_visible() != is_good
+  with pytest.raises(ValueError, match="images"):
+    figures.image_grid(images[..., 0], good, good, ["a", "b"], "T", tmp_path / "f.png")
+  with pytest.raises(ValueError, match="other numbers"):
+    figures.image_grid(images, good, good, ["a"], "T", tmp_path / "f.png")
