@@ -23,7 +23,7 @@ VIEWS = ("positive", "negative", "neutral")
 _VIEW_COLORS = ("#0072B2", "#D55E00", "#777777")
 _VIEW_STYLES: tuple[Any, ...] = ("-", "--", ":")
 _MAX_IN_LEGEND = 8
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
   "font.size": 9,
   "axes.spines.top": False,
   "axes.spines.right": False,
@@ -53,13 +53,13 @@ def training_curves(
   drawn = [p for p in panels if _draw_panel(Figure().subplots(), rows, layer_names, *p)]
   if not drawn:
     raise ValueError(f"{len(rows)} rows of metrics, but no accuracy, goodness or loss to draw")
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(8, 2.6 * len(drawn)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)[:, 0]
     for ax, panel in zip(axes, drawn, strict=True):
       _draw_panel(ax, rows, layer_names, *panel)
     axes[-1].set_xlabel("epoch")
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def goodness_histograms(
@@ -92,7 +92,7 @@ def goodness_histograms(
     raise ValueError(f"goodness has {num_views} views; names are given for {len(views)}")
   columns = min(4, len(goodness))
   lines = math.ceil(len(goodness) / columns)
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(max(4.0, 2.7 * columns), 2.4 * lines + 0.4), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(goodness) :]:
@@ -108,7 +108,7 @@ def goodness_histograms(
       for i, v in enumerate(views)
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=num_views)
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def first_layer_features(
@@ -152,7 +152,7 @@ def first_layer_features(
 
   columns = math.ceil(math.sqrt(len(images)))
   lines = math.ceil(len(images) / columns)
-  with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+  with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
     width = 0.7 * columns + (0.2 if channels == 3 else 1.4)
     figure = Figure(figsize=(max(3.0, width), 0.7 * lines + 0.6), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -169,7 +169,7 @@ def first_layer_features(
       label = "weight" if channels == 1 else f"weight, mean of {channels} channels"
       figure.colorbar(shown, ax=axes, label=label, shrink=0.6, extend="both")
     figure.suptitle(f"{len(images)} of {total} first-layer units, by weight norm", fontsize=9)
-    return save(figure, path)
+    return _save(figure, path)
 
 
 def image_grid(
@@ -200,7 +200,7 @@ def image_grid(
     raise ValueError(f"{lines} x {columns} images, but other numbers of values or titles")
   if images.shape[-1] not in (1, 3):
     images = images.mean(axis=-1, keepdims=True)
-  with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+  with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
     size = (0.55 * columns + 0.8, 0.72 * lines + 0.5)
     figure = Figure(figsize=(max(4.0, size[0]), size[1]), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -215,7 +215,7 @@ def image_grid(
         for spine in ax.spines.values():
           spine.set(visible=not good[i, j], color=_VIEW_COLORS[1], linewidth=2)
     figure.suptitle(title, fontsize=9, wrap=True)
-    return save(figure, path)
+    return _save(figure, path)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def _separation(values: np.ndarray) -> str:
   return f": P(pos > neg) = {(below + up_to) / (2 * len(negative)):.2f}"
 
 
-def save(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
+def _save(figure: Figure, path: str | os.PathLike) -> pathlib.Path:
   """Writes the figure as PNG, atomically."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
