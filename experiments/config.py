@@ -287,6 +287,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     del values["int8"]["scale_groups"]
   if config.int8 == Int8Config():
     del values["int8"]
+  elif config.int8.activations == "rounded":
+    del values["int8"]["activations"]  # runs from before there was a choice
   if config.pbits == PbitConfig():
     del values["pbits"]
   if config.weight_store == "float32":

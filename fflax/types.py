@@ -48,10 +48,12 @@ class LayerOut(NamedTuple):
     log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
       their gradient is left to the loss (the estimator "score" of p-bits); else None.
     act_square: `act` squared, as `square` is `out` squared.
+    affine: scale and shift `[B, C]` of `out = scale * counts + shift`, where the next layer is to
+      multiply the counts alone, see `fflax.core.absorption.AffineCounts`.
     carried: constant maps `[B, H, W, K]` that the next layer receives behind what the method hands
       on, as this layer received them: the label, where a network is told to carry it; else None.
     counts: what p-bits drew, pooled if the layer pools, before any norm; None where units are real,
-      or answer with their expectation. Read by measurements alone.
+      or answer with their expectation.
   """
 
   pre: Array
@@ -61,6 +63,7 @@ class LayerOut(NamedTuple):
   log_prob: Array | None = None
   counts: Array | None = None
   act_square: Array | None = None
+  affine: tuple[Array, Array] | None = None
   carried: Array | None = None
 
 
@@ -164,7 +167,7 @@ class InitLayerFn(Protocol):
 
 
 class HandOnFn(Protocol):
-  def __call__(self, out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+  def __call__(self, out: LayerOut, *, train: bool, key: Key | None = None) -> PyTree:
     """What the next layer receives. The driver, not the method, stops the gradient there."""
 
 

@@ -37,7 +37,9 @@ def plain_numerics(numerics: Numerics) -> Numerics:
   if isinstance(numerics.dot_general, int8_lib._Dot):
     config = dataclasses.replace(numerics.dot_general.config, backend="int8")
     return numerics._replace(
-      dot_general=int8_lib._Dot(config), conv_general_dilated=_Int8Conv(config)
+      dot_general=int8_lib._Dot(config),
+      conv_general_dilated=_Int8Conv(config),
+      of_counts=None if numerics.of_counts is None else plain_numerics(numerics.of_counts),
     )
   return numerics
 

@@ -6,6 +6,8 @@ A linear map `z = x w` (dense or convolution) becomes, with `q(.)` int8 and `s` 
 - weight gradient: `q(x)^T q(g) * s_x s_g`, with the int8 input that the forward pass kept;
 - input gradient: `q(g) q(w)^T * s_g s_w`, computed only where something asks for it.
 
+Counts of p-bits are integers already: with `activations="counts"` they are `q(x)`, and `s_x` is 1.
+
 Derivatives treat every quantiser as the identity (straight-through). A scale that varies along the
 axis that a product sums over is multiplied into the other, still float, operand instead.
 
@@ -70,14 +72,19 @@ def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
   """
   config = config or Int8Config()
   config.check()
+  rounded = dataclasses.replace(config, activations="rounded")
+  of_counts = None
+  if config.activations == "counts":
+    of_counts = Numerics(name, _Dot(config), _Conv(config), takes_key=True)
   rival = RIVALS.get(config.gradient)
   return Numerics(
     name,
-    _Dot(config),
-    _Conv(config),
+    _Dot(rounded),
+    _Conv(rounded),
     takes_key=True,
     gradient_state=None if rival is None else rival.initial_state,
     learning_rate_scale=_ui8_rate if config.gradient == "ui8" else None,
+    of_counts=of_counts,
   )
 
 
@@ -199,6 +206,8 @@ class _Conv:
 def _settings(config: Int8Config, key: Key | None, batch: int) -> Int8Config:
   """In evaluation every example has a scale of its own: no answer depends on its neighbours."""
   if key is None:
+    if config.activations == "counts":  # counts have the scale 1 anyhow
+      return dataclasses.replace(config, scale_groups=1)
     return dataclasses.replace(config, act_scale="row", gradient="absmax", scale_groups=1)
   groups = config.scale_groups
   if groups > 1 and (batch == 0 or batch % groups):
@@ -274,7 +283,10 @@ def _forward(
 ) -> tuple[Array, tuple]:
   rows = None if config.act_scale == "tensor" else _row_axes(linear, x)
   columns = None if config.weight_scale == "tensor" else _channel_axes(linear, w)
-  x8 = _rounded(config, _ACT, seeds, x, rows)
+  if config.activations == "counts":
+    x8 = Quantized(x.astype(jnp.int8), jnp.ones((), jnp.float32))
+  else:
+    x8 = _rounded(config, _ACT, seeds, x, rows)
   w8 = _rounded(config, _WEIGHT, seeds, w, columns)
   out = linear.forward(x8.values, w8.values).astype(jnp.float32) * (x8.scale * w8.scale)
   return out, (x8, w8, seeds, state)

@@ -26,6 +26,8 @@ class Int8Config:
       and negative views: the paper's passes, one after the other. Evaluation has a scale a row.
     noise: where stochastic rounding has its noise from, see `fflax.core.quantize.rounding_noise`.
     gradient: "absmax", or one of `fflax.core.int8_gradients.RIVALS`.
+    activations: "rounded", or "counts": products that are known to read counts of p-bits (see
+      `Numerics.of_counts`) take them as they are, with scale 1. The others round as ever.
     backend: see `fflax.core.int8_products`.
   """
 
@@ -38,6 +40,7 @@ class Int8Config:
   scale_groups: int = 1
   noise: Generator = "hash"
   gradient: Gradient = "absmax"
+  activations: Literal["rounded", "counts"] = "rounded"
   backend: Backend | None = None
 
   def check(self) -> None:
@@ -52,6 +55,8 @@ class Int8Config:
     scales = (self.act_scale, self.weight_scale, self.grad_scale)
     if self.gradient != "absmax" and scales != ("tensor",) * 3:
       raise ValueError(f"the int8 gradient {self.gradient!r} needs the scale 'tensor' everywhere")
+    if self.gradient != "absmax" and self.activations == "counts":
+      raise ValueError(f"the int8 gradient {self.gradient!r} is not there for activations 'counts'")
     if self.gradient != "absmax" and self.scale_groups > 1:
       raise ValueError(f"the int8 gradient {self.gradient!r} needs one group of scales")
 
@@ -66,6 +71,7 @@ _ALLOWED: Mapping[str, tuple] = {
   "grad_scale": ("tensor", "channel"),
   "noise": get_args(Generator),
   "gradient": get_args(Gradient),
+  "activations": ("rounded", "counts"),
   "backend": (None, *get_args(Backend)),
 }
 
@@ -76,6 +82,8 @@ INT8_PRESETS: Mapping[str, Int8Config] = MappingProxyType(
     "int8_ui8": Int8Config(act_rounding="nearest", gradient="ui8"),
     "int8_dai8": Int8Config(act_rounding="nearest", grad_rounding="nearest", gradient="dai8"),
     "int8_gdai8_approximation": Int8Config(gradient="gdai8_approximation"),
+    "int8_counts": Int8Config(weight_scale="channel", activations="counts"),
   }
 )
-"""The paper's int8, direct int8 with rounding to nearest, and the published rivals."""
+"""The paper's int8, direct int8 with rounding to nearest, the published rivals, and int8 of binary
+stochastic FF."""

@@ -63,6 +63,9 @@ class Numerics(NamedTuple):
       pass returns the *new* state in the place of a gradient with respect to it.
     learning_rate_scale: None, or `(new state) -> factor` on the learning rate of the product's own
       parameters in this step.
+    of_counts: None, or the numerics of products whose left operand is known to be small integers
+      (counts of p-bits), if they are others. Layers then hand such counts on apart from the affine
+      map that stands behind them, see `fflax.core.absorption.AffineCounts`.
   """
 
   name: str
@@ -71,6 +74,7 @@ class Numerics(NamedTuple):
   takes_key: bool = False
   gradient_state: Callable[[tuple[int, ...]], Array] | None = None
   learning_rate_scale: Callable[[Array], Array] | None = None
+  of_counts: "Numerics | None" = None
 
 
 def float32() -> Numerics:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core import losses
+from fflax.core.absorption import AffineCounts, handed_on
 from fflax.core.goodness import blockwise_mean_of_squares, squared
 from fflax.core.numerics import Numerics
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
@@ -168,9 +169,9 @@ def channelwise(
     del params
     return None if "groups" in stats else block_goodness(out, num_classes)
 
-  def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
+  def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array | AffineCounts:
     del train, key
-    return out.out
+    return handed_on(out)
 
   return Method(
     name="channelwise",

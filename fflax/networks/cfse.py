@@ -7,10 +7,12 @@ grouped one in which the channels of a class read that class's channels only, an
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax.numpy as jnp
 
+from fflax.core.absorption import AffineCounts, dense
 from fflax.core.numerics import Numerics
 from fflax.networks.activations import Activation, largest_count
 from fflax.networks.architectures import pooling_layers, positive_integers
@@ -23,16 +25,13 @@ from fflax.networks.layers import (
   require_image,
   require_space,
 )
-from fflax.networks.products import conv_product
+from fflax.networks.products import absorbing, conv_product, told
 from fflax.networks.substitutes import SubstituteNorm
-from fflax.networks.units import SquareNorm, activate
+from fflax.networks.units import Normed, SquareNorm, activate
 from fflax.types import Array, LayerOut, Network
 
 LossInput = Literal["post_norm", "pre_norm"]
 LOSS_INPUTS = ("post_norm", "pre_norm")
-
-
-Normed = tuple[Array, Array | None]
 
 
 def _batch_norm(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
@@ -46,12 +45,12 @@ def _batch_norm(x: Array, square: Array | None, train: bool, affine: bool, name:
     use_bias=affine,
     name=name,
   )
-  return norm(x), None
+  return Normed(norm(x), None)
 
 
 def _no_norm(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
   del train, affine, name
-  return x, square
+  return Normed(x, square, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]))
 
 
 def _gain(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
@@ -60,7 +59,7 @@ def _gain(x: Array, square: Array | None, train: bool, affine: bool, name: str) 
 
 def _bias(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
   if not affine:
-    return x, square
+    return _no_norm(x, square, train, affine, name)
   return SubstituteNorm(gain=False, scale=False, bias=True, name=name)(x, square, train)
 
 
@@ -79,7 +78,7 @@ NORMS: Mapping[str, Callable[[Array, Array | None, bool, bool, str], Normed]] = 
 )
 """Normalisations of `[B, H, W, C]` by name, inside a module.
 
-They map `(x, square, train, affine, name)` to x and its square, None for None, see `LayerOut`.
+They map `(x, square, train, affine, name)` to `Normed`; for a square see `LayerOut`.
 `batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4. Without statistics
 of the batch in the forward pass: `gain`, division by a running root mean square (momentum, epsilon
 as above) and a learned scale; `bias`, a learned offset alone; `gain_bias`, all three. What is
@@ -127,13 +126,17 @@ class ChannelwiseLayer(nn.Module):
     return largest_count(self.activation)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> LayerOut:
+  def __call__(self, x: Array | AffineCounts, train: bool = False) -> LayerOut:
     """Maps `[B, H, W, C]` to `LayerOut` of `[B, H, W, features]`; `out` is halved if pooled.
+
+    An affine map of counts is absorbed into the kernel and a bias map, and the product is one of
+    the counts (`fflax.core.absorption`).
 
     Raises:
       ValueError: if `x` is not `[B, H, W, C]`, if its channels cannot be divided into the groups,
         or if it is too small to be pooled.
     """
+    counted, x = x if isinstance(x, AffineCounts) else None, dense(x)
     require_image(x)
     if x.shape[-1] % self.groups:
       raise ValueError(
@@ -142,19 +145,31 @@ class ChannelwiseLayer(nn.Module):
       )
     if self.pool:
       require_space(x, 2, x, "2x2 pooling")
-    x, _ = NORMS[self.input_norm](x, None, train, False, "input_norm")
+    square = None if counted is None else x * x
+    normed = NORMS[self.input_norm](x, square, train, False, "input_norm")
+    product: dict[str, Any]
+    if counted is None:
+      product = {"conv_general_dilated_cls": conv_product(self.numerics, self.reads, self.emits)}
+      x = normed.out
+    else:
+      assert normed.scale is not None and normed.shift is not None
+      scale = counted.scale[0] * normed.scale
+      shift = counted.shift[0] * normed.scale + normed.shift
+      product = {"conv_general_dilated": absorbing(self, scale, shift)}
+      x = counted.counts
     pre = nn.Conv(
       self.features,
       (3, 3),
       feature_group_count=self.groups,
       kernel_init=self.initializer.kernel,
       bias_init=functools.partial(self.initializer.bias, fan_in=9 * x.shape[-1] // self.groups),
-      conv_general_dilated_cls=conv_product(self.numerics, self.reads, self.emits),
       name="conv",
+      **product,
     )(x)
     units = activate(self, self.activation, pre, "max" if self.pool else None)
-    out, square = NORMS[self.norm](units.out, units.square, train, True, "norm")
-    return units._replace(out=out, square=square)
+    normed = NORMS[self.norm](units.out, units.square, train, True, "norm")
+    affine = told(self.numerics, units, normed.scale, normed.shift)
+    return units._replace(out=normed.out, square=normed.square, affine=affine)
 
 
 def cfse(

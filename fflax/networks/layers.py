@@ -7,6 +7,7 @@ and returns a `LayerOut`; `from_linen` turns the module into a `fflax.types.Laye
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,7 +47,7 @@ def from_linen(module: nn.Module, name: str) -> Layer:
     return variables["params"], variables.get("batch_stats", {})
 
   def apply(
-    params: PyTree, stats: PyTree, x: Shown, *, train: bool, key: Key | None = None
+    params: PyTree, stats: PyTree, x: Any, *, train: bool, key: Key | None = None
   ) -> tuple[LayerOut, PyTree]:
     variables = {"params": params}
     if stats:

@@ -5,11 +5,13 @@ import functools
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from fflax.core import tags
+from fflax.core.absorption import absorb
 from fflax.core.numerics import GRADIENT_STATE, Numerics
 from fflax.networks.units import SAMPLING
-from fflax.types import Array
+from fflax.types import Array, LayerOut
 
 ROUNDING = "rounding"
 """The stream of keys that rounding noise is drawn from; modules without it round to nearest."""
@@ -68,3 +70,37 @@ def dense_product(numerics: Numerics, reads: int = 0, emits: int = 0) -> Callabl
 def conv_product(numerics: Numerics, reads: int = 0, emits: int = 0) -> Callable[[], Product]:
   """The argument `conv_general_dilated_cls` of linen's convolutions; see `Product`."""
   return functools.partial(Product, numerics, "conv_general_dilated", reads, emits)
+
+
+def absorbing(module: nn.Module, scale: Array, shift: Array) -> Callable[..., Array]:
+  """The argument `conv_general_dilated` of a linen convolution that is handed counts alone.
+
+  The result is that for `scale * counts + shift`: stride 1, padding "SAME".
+
+  Args:
+    module: the layer, with fields `numerics`, `reads` and `emits`; must be inside a compact method.
+    scale: of each input channel, `[Cin]`.
+    shift: likewise.
+  """
+  assert module.numerics.of_counts is not None
+  product = bind(module, module.numerics.of_counts, "conv_general_dilated", ())
+
+  def conv(counts: Array, kernel: Array, *args, feature_group_count: int = 1, **kwargs) -> Array:
+    size = counts.shape[1:-1]
+    kernel, bias_map = absorb(kernel, scale, shift, size, feature_group_count)
+    with tags.counts(module.reads, module.emits):
+      out = product(counts, kernel, *args, feature_group_count=feature_group_count, **kwargs)
+    return out + bias_map[None]
+
+  return conv
+
+
+def told(
+  numerics: Numerics, units: LayerOut, scale: Array | None, shift: Array | None
+) -> tuple[Array, Array] | None:
+  """The field `affine` of a layer whose `units` are followed by an affine map of each channel."""
+  if units.counts is None or numerics.of_counts is None:
+    return None
+  assert scale is not None and shift is not None
+  shape = (units.counts.shape[0], units.counts.shape[-1])
+  return jnp.broadcast_to(scale, shape), jnp.broadcast_to(shift, shape)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from fflax.networks.units import affine_square
+from fflax.networks.units import Normed, affine_square
 from fflax.types import Array
 
 
@@ -36,9 +36,7 @@ class SubstituteNorm(nn.Module):
   epsilon: float = 1e-4
 
   @nn.compact
-  def __call__(
-    self, x: Array, square: Array | None = None, train: bool = False
-  ) -> tuple[Array, Array | None]:
+  def __call__(self, x: Array, square: Array | None = None, train: bool = False) -> Normed:
     """The `y` of `x`, and its square if `square` is that of `x` with a gradient of its own."""
     channels = (x.shape[-1],)
     factor = jnp.ones(channels)
@@ -51,8 +49,11 @@ class SubstituteNorm(nn.Module):
     if self.scale:
       factor = factor * self.param("scale", nn.initializers.ones, channels)
     shape = (1,) * (x.ndim - 1) + channels
+    scale, shift = factor, jnp.zeros(channels)
     factor = factor.reshape(shape)
     y = x * factor
     if self.bias:
-      y = y + self.param("bias", nn.initializers.zeros, channels).reshape(shape)
-    return y, None if square is None else affine_square(y, factor, x, square)
+      shift = self.param("bias", nn.initializers.zeros, channels)
+      y = y + shift.reshape(shape)
+    own = None if square is None else affine_square(y, factor, x, square)
+    return Normed(y, own, scale, shift)

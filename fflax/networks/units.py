@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,6 +65,21 @@ def _pooled(act: Array, pool: Pool | None) -> Array:
   return act if pool is None else POOLS[pool](act)
 
 
+class Normed(NamedTuple):
+  """What a norm of `x` `[..., C]` makes of it.
+
+  Attributes:
+    out: `scale * x + shift`.
+    square: its square, with a gradient of its own if that of `x` has one; None if it was not given.
+    scale, shift: `[C]`; None if the norm does not tell.
+  """
+
+  out: Array
+  square: Array | None
+  scale: Array | None = None
+  shift: Array | None = None
+
+
 class SquareNorm(nn.Module):
   """Batch norm of `x` `[..., C]` that carries the square of `x`, with its own gradient, along.
 
@@ -86,7 +101,7 @@ class SquareNorm(nn.Module):
   affine: bool = True
 
   @nn.compact
-  def __call__(self, x: Array, square: Array, train: bool = False) -> tuple[Array, Array]:
+  def __call__(self, x: Array, square: Array, train: bool = False) -> Normed:
     """The normalised `x`, and its square."""
     channels = (x.shape[-1],)
     mean_average = self.variable("batch_stats", "mean", jnp.zeros, channels)
@@ -105,11 +120,13 @@ class SquareNorm(nn.Module):
     if self.affine:
       factor = factor * self.param("scale", nn.initializers.ones, channels)
     shape = (1,) * (x.ndim - 1) + channels
+    scale, shift = factor, -mean * factor
     factor = factor.reshape(shape)
     y = (x - mean.reshape(shape)) * factor
     if self.affine:
-      y = y + self.param("bias", nn.initializers.zeros, channels).reshape(shape)
-    return y, affine_square(y, factor, x, square)
+      bias = self.param("bias", nn.initializers.zeros, channels)
+      y, shift = y + bias.reshape(shape), shift + bias
+    return Normed(y, affine_square(y, factor, x, square), scale, shift)
 
 
 def affine_square(y: Array, factor: Array, x: Array, square: Array) -> Array:

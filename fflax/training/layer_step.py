@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from fflax.core.absorption import AffineCounts, dense
 from fflax.core.labels import with_carried
 from fflax.random import Role, layer_key
 from fflax.training.lookahead import Lookahead
@@ -32,7 +33,7 @@ from fflax.types import (
   Shown,
 )
 
-Handed = Array
+Handed = Array | AffineCounts
 
 
 class Run(NamedTuple):
@@ -78,7 +79,7 @@ def init_layer(
   opt_state = run.optimizer.init(params)
   stored = params if run.store is None else run.store.pack(params)
   state = LayerState(stored, opt_state, {"layer": stats, "method": extra_stats})
-  return state, _hand_on(method, out, train=False)
+  return state, dense(_hand_on(method, out, train=False))
 
 
 def load_params(run: Run, state: LayerState) -> PyTree:
@@ -99,7 +100,7 @@ def apply_views(
 def _hand_on(method: Method, out: LayerOut, *, train: bool, key: Key | None = None) -> Handed:
   """What the next layer receives: what the method makes of it, and maps that the layer carries."""
   x = method.hand_on(out, train=train, key=key)
-  return x if out.carried is None else with_carried(x, out.carried)
+  return x if out.carried is None else with_carried(dense(x), out.carried)
 
 
 def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -> Handed:
@@ -113,7 +114,7 @@ def hand_on_views(method: Method, out: LayerOut, train: bool, key: Key | None) -
 def read_views(method: Method, out: LayerOut, handed: Handed) -> Array:
   """What trained readouts read of a layer, `[V, B, ...]`, gradient still attached."""
   if method.readout_features is None:
-    return handed
+    return dense(handed)
   return jax.vmap(method.readout_features)(out)
 
 

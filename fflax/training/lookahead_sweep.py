@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.absorption import dense
 from fflax.core.numerics import without_gradient_state
 from fflax.random import Role, layer_key
 from fflax.training.layer_step import (
@@ -97,7 +98,7 @@ def _climb(
   def forward(params: PyTree, x: Array) -> tuple[tuple, tuple]:
     loss, aux = layer_loss(run, layer, params, state.stats, x, label, key, index)
     out = aux[1]
-    handed = hand_on_views(method, out, True, layer_key(key, index, Role.HAND_ON))
+    handed = dense(hand_on_views(method, out, True, layer_key(key, index, Role.HAND_ON)))
     return (loss if weight is None else weight * loss, goodness(params, out), handed), aux
 
   (_, own, handed), pull, (loss, out, stats, metrics) = jax.vjp(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.absorption import dense
 from fflax.random import Role, layer_key
 from fflax.training.blocks import unstack_states
 from fflax.training.layer_step import (
@@ -118,7 +119,7 @@ def collaborative_sweep(
       learns = run.schedule.active(state.step, len(layers))[i]
       out = lax.cond(learns, lambda f=forward: f(True), lambda f=forward: f(False))
     told.append(run.method.goodness(params["method"], s.stats["method"], out))
-    h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+    h = dense(hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON)))
   heard = lax.stop_gradient(jnp.stack(told))
   return strict_sweep(run, state, x, label, key, weights, heard)
 
@@ -140,7 +141,7 @@ def end_to_end_losses(
       run, layer, params[i], states[i].stats, h, label, key, i
     )
     total += loss if weights is None else weights[i] * loss
-    h = hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON))
+    h = dense(hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON)))
     read.append(read_views(run.method, out, h))
     if view is not None:
       h = jnp.stack([a if v == view else lax.stop_gradient(a) for v, a in enumerate(h)])
@@ -187,7 +188,7 @@ def eval_sweep(
     out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, own)
     scores.append(run.method.class_scores(params["method"], s.stats["method"], out))
     x = hand_on_views(run.method, out, False, None)
-    features.append(x)
+    features.append(dense(x))
     outs.append(out)
   return scores, features, outs
 

@@ -40,7 +40,7 @@ def test_gain_and_offset_are_numpy(settings):
   )
   want = factor * x64 + (move if settings["bias"] else 0)
   for train in (False, True):
-    (y, none), changed = norm.apply(variables, x, None, train, mutable=["batch_stats"])
+    (y, none, *_), changed = norm.apply(variables, x, None, train, mutable=["batch_stats"])
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-6)  # in training, too: no batch in it
     assert none is None
     if settings["gain"]:
@@ -57,7 +57,7 @@ def test_squares_have_the_exact_effect_of_every_flip(settings):
   v, key = jnp.zeros((64, 3)), jax.random.key(5)
   norm, variables = prepared(settings, v)
   count, own = pbit(key, v, config)
-  y, square = norm.apply(variables, count, own)
+  y, square, *_ = norm.apply(variables, count, own)
   np.testing.assert_allclose(square, np.asarray(y) ** 2, rtol=1e-6)
 
   def loss(v):

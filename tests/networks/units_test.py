@@ -158,7 +158,7 @@ def test_square_norm_is_linens_batch_norm(train, affine):
     return y, y * y, changed
 
   def own(variables, x):
-    (y, square), changed = ours.apply(variables, x, x * x, train, mutable=["batch_stats"])
+    (y, square, *_), changed = ours.apply(variables, x, x * x, train, mutable=["batch_stats"])
     return y, square, changed
 
   got, want = loss(own), loss(theirs)
