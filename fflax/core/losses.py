@@ -120,11 +120,11 @@ def among(scores: Array, classes: Sequence[int]) -> Array:
   return jnp.where(jnp.broadcast_to(here, scores.shape), scores, -1e9)
 
 
-def check_classes(classes: Sequence[int], num_classes: int) -> None:
-  """Raises ValueError unless `classes` is empty or two or more different classes below K."""
-  known = all(isinstance(c, int) and 0 <= c < num_classes for c in classes)
+def check_classes(classes: Sequence[int], num_classes: int | None = None) -> None:
+  """Raises ValueError unless `classes` is empty or two or more different classes (below K)."""
+  known = all(isinstance(c, int) and 0 <= c < (num_classes or c + 1) for c in classes)
   if classes and not (known and len(classes) == len(set(classes)) > 1):
+    below = "" if num_classes is None else f" below {num_classes}"
     raise ValueError(
-      f"loss_classes must be none or at least two different classes below {num_classes}, not "
-      f"{tuple(classes)}"
+      f"loss_classes must be none or at least two different classes{below}, not {tuple(classes)}"
     )

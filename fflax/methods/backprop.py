@@ -51,6 +51,7 @@ class BackpropConfig:
         f"backprop normalization must be one of {tuple(NORMALIZATIONS)}, not {self.normalization!r}"
       )
     check_eps(self.eps)
+    losses.check_classes(self.loss_classes)
     if not 0 <= self.smoothing < 1:
       raise ValueError(f"backprop smoothing must be in [0, 1), not {self.smoothing}")
     if self.smoothing and self.loss_classes:
@@ -65,10 +66,9 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
   supervision sums the heads' logits to predict with readout "score_sum".
 
   Raises:
-    ValueError: see `BackpropConfig.check`, or `loss_classes` that are not there.
+    ValueError: see `BackpropConfig.check`; on tracing, for `loss_classes` that are not there.
   """
   config.check()
-  losses.check_classes(config.loss_classes, num_classes)
   numerics = numerics or float32()
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
 
@@ -83,6 +83,7 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     return jnp.mean(out, axis=(-3, -2)) if out.ndim == 4 else out
 
   def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
+    losses.check_classes(config.loss_classes, num_classes)
     if config.heads == "last" and not place.is_last:
       return {}, {}
     width = features(out.out).shape[-1]

@@ -78,6 +78,7 @@ class HypersphericalConfig:
       if not getattr(self, field) > 0:
         raise ValueError(f"hyperspherical {field} must be positive, not {getattr(self, field)}")
     check_eps(self.eps)
+    losses.check_classes(self.loss_classes)
     if self.margin < 0 or self.pooling < 0:
       raise ValueError("hyperspherical margin and pooling must not be negative")
     if not 0 <= self.ema_decay <= 1:
@@ -117,10 +118,9 @@ def hyperspherical(
   gets an auxiliary conv head, which multiplies in `numerics`; similarities are float32 always.
 
   Raises:
-    ValueError: see `HypersphericalConfig.check`, or `loss_classes` that are not there.
+    ValueError: see `HypersphericalConfig.check`; on tracing, for `loss_classes` that are not there.
   """
   config.check()
-  losses.check_classes(config.loss_classes, num_classes)
   pooling = config.pooling or config.scale
   normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
   aux, features = make_features(config, numerics)
@@ -135,6 +135,7 @@ def hyperspherical(
 
   def init_layer(key: Key, out: LayerOut, place: Place) -> tuple[PyTree, PyTree]:
     del place
+    losses.check_classes(config.loss_classes, num_classes)
     aux_key, prototype_key = jax.random.split(key)
     params = {"aux": aux.init(aux_key, out.out)[0]} if out.out.ndim == 4 else {}
     width = features(params, out.out).shape[-1]
