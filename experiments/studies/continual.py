@@ -1,0 +1,117 @@
+"""Learning class by class: groups of classes arrive, with and without exemplars of those before.
+
+  python -m experiments.studies.continual --presets=hff_digits,bp_matched:hff_digits \\
+    --seeds=0,1,2,3,4 [--groups=5] [--epochs=20] [--batch_size=32] [--losses=seen,current]
+    [--buffers=0,5,20] [--data_dir=DIR]
+
+A seed is an order of the classes and a run of its own. Nothing tells the task at test time. Arms
+are presets x `--losses` (which classes compete) x `--buffers` (exemplars of every old class), and,
+unless `--nocontrols`: joint training (the upper bound), each trunk frozen after the first task, and
+the first preset's random trunk, both answering by class means. What prototypes are good for shows
+against these, and against backprop by the same answer (sum or last layer).
+
+Arms that are done are kept under `--runs`: a study that was cut goes on where it was. Writes
+experiments/results/continual_<first preset>.json, .md and .png.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+
+from experiments import cli, config, results
+from experiments.assembly import build
+from experiments.console import console
+from experiments.studies.increments import Arm, check, draw, remembered, rows_of, table
+from fflax.data import increments
+
+_PRESETS = flags.DEFINE_list(
+  "presets", ["hff_digits", "bp_matched:hff_digits"], "presets, the control last"
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds, an order of classes each")
+_GROUPS = flags.DEFINE_integer("groups", 5, "groups of classes", lower_bound=2)
+_LOSSES = flags.DEFINE_list("losses", ["seen", "current"], "which compete: all, seen, current")
+_BUFFERS = flags.DEFINE_list("buffers", ["0", "5", "20"], "exemplars of every old class")
+_CONTROLS = flags.DEFINE_bool("controls", True, "also joint training, frozen and random trunks")
+_EPOCHS = flags.DEFINE_integer("epochs", 20, "epochs of every task", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "default: the preset's", lower_bound=1)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "where data sets lie")
+_RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
+
+
+def make_arms() -> list[Arm]:
+  """All arms of the study.
+
+  Raises:
+    ValueError: an arm is impossible.
+  """
+  chosen = {name: preset(name) for name in _PRESETS.value}
+  if not all(b.strip().isdigit() for b in _BUFFERS.value):
+    raise ValueError(f"--buffers takes whole numbers, not {_BUFFERS.value}")
+  if not set(_LOSSES.value) <= {"all", "seen", "current"}:
+    raise ValueError(f"--losses takes all, seen and current, not {_LOSSES.value}")
+  groups, arms = _GROUPS.value, []
+  for loss in _LOSSES.value:
+    for buffer in map(int, _BUFFERS.value):
+      if loss != "current" or not buffer:  # with exemplars those are the seen classes
+        arms += [Arm(n, c, groups, loss, buffer) for n, c in chosen.items()]
+  if _CONTROLS.value:
+    loss, name = _LOSSES.value[0], _PRESETS.value[0]
+    arms += [Arm(n, c, 1, "all") for n, c in chosen.items()]
+    arms += [Arm(n, c, groups, loss, trunk="frozen") for n, c in chosen.items()]
+    arms.append(Arm(name, chosen[name], groups, loss, trunk="random"))
+  for arm in arms:
+    check(arm)
+  return arms
+
+
+def preset(name: str) -> config.ExperimentConfig:
+  one = config.load_preset(name)
+  changes: dict[str, Any] = {"data_dir": _DATA_DIR.value or one.data.data_dir, "validation": 0}
+  if _BATCH_SIZE.value:
+    changes["batch_size"] = _BATCH_SIZE.value
+  data = dataclasses.replace(one.data, **changes)
+  return dataclasses.replace(one, epochs=_EPOCHS.value, data=data)
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  with cli.checking():
+    seeds, arms = cli.parse_seeds(_SEEDS.value), make_arms()
+    experiments = {name: build(preset(name)) for name in _PRESETS.value}
+    dataset = experiments[_PRESETS.value[0]].dataset
+    for seed in seeds:
+      increments.class_groups(dataset.num_classes, _GROUPS.value, seed)
+  study = "continual_" + "".join(c if c.isalnum() else "_" for c in _PRESETS.value[0])
+  folder = pathlib.Path(_RUNS.value) / study
+  command = cli.command_line("experiments.studies.continual", sys.argv[1:])
+  title = f"Class by class: {dataset.name}, {_GROUPS.value} groups"
+  note = (
+    f"{_EPOCHS.value} epochs a task. Average accuracy and forgetting over tasks after the last (A. "
+    "Chaudhry et al., 2018; D. Lopez-Paz, M. Ranzato, 2017), no task identity at test time; mean "
+    "and deviation over the orders of the classes. Drift: 1 - cos of a class's stored mean feature "
+    'with its present one, last layer. "Stored means" are as old as their task, "true means" '
+    "need all data again."
+  )
+  rows: list[dict[str, Any]] = []
+  for arm in arms:
+    outcomes = []
+    for seed in seeds:
+      own = arm._replace(chosen=dataclasses.replace(arm.chosen, seed=seed))
+      order = increments.class_groups(dataset.num_classes, arm.groups, seed)
+      outcomes.append(remembered(own, dataset, order, folder))
+    locality = experiments[arm.preset].trainer.locality
+    new = rows_of(arm, outcomes, locality, seeds=seeds, command=command)
+    rows += new
+    console.print(f"{arm.label():60s} {new[0]['mean']:.1f} %, {new[0]['readout']}")
+    path = results.write_study(study, rows)
+  path.with_suffix(".md").write_text(table(rows, title, note))
+  draw(rows, title, path.with_suffix(".png"))
+  console.print(f"results   {path}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,113 @@
+"""The study of learning class by class in its shortest form, on four of the digits."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import config
+from experiments.studies import increments as study
+from fflax.data import increments, sources
+
+GROUPS = ((3, 0), (1, 2))
+
+
+@functools.cache
+def digits():
+  whole = sources.load("digits")
+  four = {n: increments.only(getattr(whole, n), range(4)) for n in ("train", "test")}
+  return whole._replace(**four, num_classes=4)
+
+
+@functools.cache
+def chosen(**changes):
+  base = config.load_preset("hff_digits")
+  return dataclasses.replace(
+    base,
+    epochs=6,
+    networks={"mlp": {"sizes": (24,)}},
+    readouts=("score_sum",),
+    optimizer=dataclasses.replace(base.optimizer, learning_rate=0.01),
+    data=dataclasses.replace(base.data, batch_size=48, **changes),
+  )
+
+
+def test_a_task_is_learned_and_the_first_one_forgotten(tmp_path):
+  """The means answer too; what is done is read, not run again."""
+  arm = study.Arm("p", chosen(), 2, loss="seen")
+  found, drift = study.remembered(arm, digits(), GROUPS, tmp_path)
+  a = found["score_sum"]
+  assert a.shape == (2, 2) and a[0, 1] == 0  # classes to come are no answers
+  assert a[0, 0] > 80 and a[1, 1] > 80
+  assert a[1, 0] < a[0, 0]
+  assert 0 < drift < 2
+  assert set(found) == {
+    "score_sum", *(f"{w} means, {h}" for w in ("stored", "true") for h in ("sum", "last"))
+  }  # fmt: skip
+  again = study.remembered(arm, None, GROUPS, tmp_path)
+  assert all(np.array_equal(found[k], again[0][k]) for k in found) and again[1] == drift
+  rows = study.rows_of(arm, [(found, drift)], "strict", seeds=[0], command="c")
+  assert {r["metric"] for r in rows} == set(study.METRICS)
+  first = rows[0]
+  assert first["values"] == [pytest.approx(a[1].mean(), rel=1e-5)]
+  assert first["after_each_task"] == pytest.approx([a[0, 0], a[1].mean()], abs=1e-3)
+  cells = f"| p, loss over seen, 0 exemplars | score_sum | {a[1].mean():.1f} +- 0.0 |"
+  assert cells in study.table(rows, "T", "note")
+  study.draw(rows, "T", tmp_path / "figure.png")
+  assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_task_sees_its_classes_and_the_exemplars():
+  arm = study.Arm("p", chosen(), 2, loss="seen", buffer=3)
+  kept = increments.exemplars(increments.only(digits().train, (3, 0)), 3, seed=0)
+  experiment = study.task_experiment(arm, digits(), GROUPS, kept)
+  labels = np.bincount(experiment.labels, minlength=4)
+  new = np.bincount(digits().train.label)[[1, 2]]
+  assert labels[[1, 2]].tolist() == new.tolist()
+  assert labels[0] == labels[3] == new.sum() // 2
+  images, old = np.asarray(experiment.images), np.isin(experiment.labels, (0, 3))
+  shown = {x.tobytes() for x in images[old]}
+  assert shown == {x.tobytes() for x in kept.image}
+  method = experiment.config.methods["hyperspherical"]
+  assert method.loss_classes == (0, 1, 2, 3)
+  current = study.task_experiment(arm._replace(loss="current", buffer=0), digits(), GROUPS, kept)
+  assert current.config.methods["hyperspherical"].loss_classes == (1, 2)
+
+
+def test_a_random_trunk_never_trains(monkeypatch):
+  monkeypatch.setattr(study, "train", None)
+  found, drift = study.run_arm(study.Arm("p", chosen(), 2, trunk="random"), digits(), GROUPS)
+  assert set(found) == {f"{w} means, {h}" for w in ("stored", "true") for h in ("sum", "last")}
+  np.testing.assert_array_equal(found["stored means, sum"], found["true means, sum"])
+  assert drift == pytest.approx(0, abs=1e-5)
+  assert found["true means, sum"][-1].mean() > 60
+
+
+def test_optimisers_begin_anew_and_parameters_stay():
+  experiment = study.task_experiment(
+    study.Arm("p", chosen(), 2), digits(), GROUPS[:1], increments.only(digits().train, ())
+  )
+  state = experiment.init()
+  fresh = [s.opt_state for s in state.layers], [r.opt_state for r in state.readouts]
+  moved, _ = jax.jit(experiment.trainer.step)(state, experiment.example(8))
+  begun = study.begin_task(moved, *fresh, seed=0, task=1)
+  same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))  # noqa: E731
+  assert int(begun.step) == 0
+  assert not np.array_equal(jax.random.key_data(begun.key), jax.random.key_data(state.key))
+  for new, trained, first in zip(begun.layers, moved.layers, state.layers, strict=True):
+    assert same(new.params, trained.params) and not same(new.params, first.params)
+    assert same(new.opt_state, first.opt_state) and not same(new.opt_state, trained.opt_state)
+
+
+def test_arms_that_would_mislead_are_refused():
+  ff = dataclasses.replace(chosen(), method="forward_forward")
+  for arm, sentence in (
+    (study.Arm("p", ff, 2), "no loss over some of the classes"),
+    (study.Arm("p", chosen(), 2, "current", 5), "use loss 'seen'"),
+    (study.Arm("p", chosen(normalization="dataset"), 2), "would know the classes to come"),
+    (study.Arm("p", chosen(validation=10), 2), "validation"),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      study.check(arm)
