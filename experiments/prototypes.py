@@ -42,8 +42,9 @@ def training_cosines(experiment: Experiment, state: TrainState, layer: int) -> n
   def cosines(state: TrainState, image: Array) -> Array:
     own = experiment.trainer.layer_states(state)[layer]
     out = experiment.trainer.layer_outs(state, experiment.preprocess(None, image), None)[layer]
-    p = {**own.params["method"], **own.stats["method"]}["prototypes"]
-    z = features(own.params["method"], out.out)
+    params, stats = own.params["method"], own.stats["method"]
+    p = {**params, **stats}["prototypes"]
+    z = features(params, stats, out.out)
     return jax.vmap(lambda v: prototypes.cosines(v, p))(z)
 
   return in_batches(lambda x: cosines(state, x), chosen.eval_batch_size, experiment.images)

@@ -233,6 +233,55 @@ FAULTS = (
     "macs = math.prod(out) * math.prod(left[axis] for axis in contracted) ** 2",
     ("tests/analysis/cost_test.py", "-k", "matrix_product"),
   ),
+  Fault(
+    "PGD leaves the ball",
+    "fflax/analysis/robustness.py",
+    "x = jnp.clip(x + step_size * jnp.sign(gradient(key, x)), low, high)",
+    "x = jnp.clip(x + step_size * jnp.sign(gradient(key, x)), 0.0, 1.0)",
+    ("tests/analysis/robustness_test.py", "-k", "pgd"),
+  ),
+  Fault(
+    "an attack climbs the own class's score",
+    "fflax/analysis/robustness.py",
+    "return jnp.max(others, axis=1) - own[:, 0]",
+    "return jnp.max(scores, axis=1) - own[:, 0]",
+    ("tests/analysis/robustness_test.py", "-k", "hand"),
+  ),
+  Fault(
+    "forgetting looks at the diagonal alone",
+    "fflax/analysis/continual.py",
+    "np.max(a[:-1, :-1], axis=0)",
+    "np.diag(a)[:-1]",
+    ("tests/analysis/continual_test.py",),
+  ),
+  Fault(
+    "classes to come are answers",
+    "experiments/studies/increments.py",
+    "left = np.full(scores.shape[1], -np.inf)",
+    "left = np.zeros(scores.shape[1])",
+    ("tests/experiments/increments_test.py", "-k", "forgotten"),
+  ),
+  Fault(
+    "the optimiser remembers the task before",
+    "experiments/studies/increments.py",
+    "for s, o in zip(state.layers, layers, strict=True)",
+    "for s, o in zip(state.layers, [s.opt_state for s in state.layers], strict=True)",
+    ("tests/experiments/increments_test.py", "-k", "anew"),
+  ),
+  Fault(
+    "classes outside of the loss are pushed away",
+    "fflax/core/losses.py",
+    "return jnp.where(jnp.broadcast_to(here, scores.shape), scores, -1e9)",
+    "return scores",
+    ("tests/methods/hyperspherical_networks_test.py", "-k", "still"),
+  ),
+  Fault(
+    "the running mean of hyperspherical features is not taken off",
+    "fflax/methods/hyperspherical.py",
+    'return z - stats["mean"][None, :] if "mean" in stats else z',
+    "return z",
+    ("tests/methods/hyperspherical_oracle_test.py", "-k", "running"),
+  ),
 )
 
 

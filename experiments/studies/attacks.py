@@ -69,15 +69,20 @@ class Target(NamedTuple):
     return 100 * float(np.mean(np.argmax(scores, axis=1) == self.labels[: len(images)]))
 
 
-def target(experiment: Experiment, state: TrainState, readout: str, examples: int) -> Target:
-  """The readout of a run, as a function of pixels in [0, 1].
+def check(experiment: Experiment) -> None:
+  """Refuses data that are no images: their units would not be pixels.
 
   Raises:
-    ValueError: the examples are no images.
+    ValueError: one sentence.
   """
+  if experiment.dataset.test.image.ndim != 4:
+    name = experiment.config.data.name
+    raise ValueError(f"robustness is measured on images in [0, 1]: data set {name!r} has none")
+
+
+def target(experiment: Experiment, state: TrainState, readout: str, examples: int) -> Target:
+  """The readout of a run, as a function of pixels in [0, 1]."""
   data, split = experiment.config.data, experiment.dataset.test
-  if split.image.ndim != 4:
-    raise ValueError(f"robustness is measured on images in [0, 1]: data set {data.name!r} has none")
   mean, std = statistics(experiment.dataset, cast(Normalization, data.normalization))
   standardize = make_preprocess(1.0, mean, std)
 

@@ -2,7 +2,7 @@
 
   python -m experiments.studies.continual --presets=hff_digits,bp_matched:hff_digits \\
     --seeds=0,1,2,3,4 [--groups=5] [--epochs=20] [--batch_size=32] [--losses=seen,current]
-    [--buffers=0,5,20] [--data_dir=DIR]
+    [--buffers=0,5,20] [--prototypes=learned,fixed_etf,ema_centered] [--data_dir=DIR]
 
 A seed is an order of the classes and a run of its own. Nothing tells the task at test time. Arms
 are presets x `--losses` (which classes compete) x `--buffers` (exemplars of every old class), and,
@@ -17,6 +17,7 @@ experiments/results/continual_<first preset>.json, .md and .png.
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -34,6 +35,11 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds, an order 
 _GROUPS = flags.DEFINE_integer("groups", 5, "groups of classes", lower_bound=2)
 _LOSSES = flags.DEFINE_list("losses", ["seen", "current"], "which compete: all, seen, current")
 _BUFFERS = flags.DEFINE_list("buffers", ["0", "5", "20"], "exemplars of every old class")
+_PROTOTYPES = flags.DEFINE_list(
+  "prototypes",
+  [],
+  "modes of hyperspherical presets, such as learned,fixed_etf,ema; default: theirs",
+)
 _CONTROLS = flags.DEFINE_bool("controls", True, "also joint training, frozen and random trunks")
 _EPOCHS = flags.DEFINE_integer("epochs", 20, "epochs of every task", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "default: the preset's", lower_bound=1)
@@ -41,13 +47,12 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "where data sets lie")
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 
 
-def make_arms() -> list[Arm]:
-  """All arms of the study.
+def make_arms(chosen: Mapping[str, config.ExperimentConfig]) -> list[Arm]:
+  """All arms of the study, of these runs.
 
   Raises:
     ValueError: an arm is impossible.
   """
-  chosen = {name: preset(name) for name in _PRESETS.value}
   if not all(b.strip().isdigit() for b in _BUFFERS.value):
     raise ValueError(f"--buffers takes whole numbers, not {_BUFFERS.value}")
   if not set(_LOSSES.value) <= {"all", "seen", "current"}:
@@ -58,7 +63,7 @@ def make_arms() -> list[Arm]:
       if loss != "current" or not buffer:  # with exemplars those are the seen classes
         arms += [Arm(n, c, groups, loss, buffer) for n, c in chosen.items()]
   if _CONTROLS.value:
-    loss, name = _LOSSES.value[0], _PRESETS.value[0]
+    loss, name = _LOSSES.value[0], next(iter(chosen))
     arms += [Arm(n, c, 1, "all") for n, c in chosen.items()]
     arms += [Arm(n, c, groups, loss, trunk="frozen") for n, c in chosen.items()]
     arms.append(Arm(name, chosen[name], groups, loss, trunk="random"))
@@ -67,21 +72,33 @@ def make_arms() -> list[Arm]:
   return arms
 
 
-def preset(name: str) -> config.ExperimentConfig:
-  one = config.load_preset(name)
-  changes: dict[str, Any] = {"data_dir": _DATA_DIR.value or one.data.data_dir, "validation": 0}
-  if _BATCH_SIZE.value:
-    changes["batch_size"] = _BATCH_SIZE.value
-  data = dataclasses.replace(one.data, **changes)
-  return dataclasses.replace(one, epochs=_EPOCHS.value, data=data)
+def runs() -> dict[str, config.ExperimentConfig]:
+  """The presets as they are run, by label."""
+  found = {}
+  for name in _PRESETS.value:
+    one = config.load_preset(name)
+    changes: dict[str, Any] = {"data_dir": _DATA_DIR.value or one.data.data_dir, "validation": 0}
+    if _BATCH_SIZE.value:
+      changes["batch_size"] = _BATCH_SIZE.value
+    data = dataclasses.replace(one.data, **changes)
+    one = dataclasses.replace(one, epochs=_EPOCHS.value, data=data)
+    modes = _PROTOTYPES.value if one.method == "hyperspherical" else []
+    for mode in modes:
+      method = dataclasses.replace(one.methods[one.method], prototypes=mode)
+      changed = dataclasses.replace(one, methods={**one.methods, one.method: method})
+      found[f"{name} ({mode})"] = changed
+    if not modes:
+      found[name] = one
+  return found
 
 
 def main(argv: list[str]) -> int:
   del argv
   with cli.checking():
-    seeds, arms = cli.parse_seeds(_SEEDS.value), make_arms()
-    experiments = {name: build(preset(name)) for name in _PRESETS.value}
-    dataset = experiments[_PRESETS.value[0]].dataset
+    seeds, chosen = cli.parse_seeds(_SEEDS.value), runs()
+    arms = make_arms(chosen)
+    experiments = {name: build(one) for name, one in chosen.items()}
+    dataset = next(iter(experiments.values())).dataset
     for seed in seeds:
       increments.class_groups(dataset.num_classes, _GROUPS.value, seed)
   study = "continual_" + "".join(c if c.isalnum() else "_" for c in _PRESETS.value[0])

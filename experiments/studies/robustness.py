@@ -28,8 +28,9 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, config, results
+from experiments.assembly import build
 from experiments.console import console
-from experiments.studies.attacks import Attacks, draw, measure, rows_of, table
+from experiments.studies.attacks import Attacks, check, draw, measure, rows_of, table
 
 _PRESETS = flags.DEFINE_list(
   "presets", ["hff_digits", "bp_matched:hff_digits"], "presets, the control last"
@@ -73,6 +74,8 @@ def main(argv: list[str]) -> int:
       presets[name] = dataclasses.replace(one, data=data, **changes)
       if not set(_READOUTS.value) & set(one.readouts):
         raise ValueError(f"preset {name!r} has none of the readouts {', '.join(_READOUTS.value)}")
+    for one in presets.values():
+      check(build(one))
     attacks = Attacks(
       numbers("sigmas", _SIGMAS.value),
       numbers("radii", _RADII.value),

@@ -23,6 +23,7 @@ _MAKE = {
   "fixed_orthogonal": prototypes.orthogonal_prototypes,
   "fixed_etf": prototypes.etf_prototypes,
   "ema": prototypes.random_prototypes,
+  "ema_centered": prototypes.random_prototypes,
 }
 
 
@@ -35,8 +36,11 @@ class HypersphericalConfig:
     margin: additive margin m >= 0 on the own class's score, in training only.
     pooling: beta, how sharply a class's prototypes are pooled; 0 takes `scale`.
     prototypes_per_class: M.
-    prototypes: "learned", "fixed_random", "fixed_orthogonal", "fixed_etf" or "ema".
-    ema_decay: rho of "ema".
+    prototypes: "learned", "fixed_random", "fixed_orthogonal", "fixed_etf", "ema" or "ema_centered",
+      where features are taken less their running mean: class means of units that are never negative
+      all point the same way.
+    ema_decay: rho of "ema" and "ema_centered".
+    center_rate: of the running mean of "ema_centered".
     loss: "smooth" (the margin cross-entropy) or "hard" (its limit).
     normalization, eps: of what dense layers hand on; conv layers hand on their (batch-normalised)
       maps as they are.
@@ -54,6 +58,7 @@ class HypersphericalConfig:
   prototypes_per_class: int = 1
   prototypes: str = "learned"
   ema_decay: float = 0.99
+  center_rate: float = 0.01
   loss: str = "smooth"
   normalization: str = "rms"
   eps: float = 1e-6
@@ -81,8 +86,9 @@ class HypersphericalConfig:
     losses.check_classes(self.loss_classes)
     if self.margin < 0 or self.pooling < 0:
       raise ValueError("hyperspherical margin and pooling must not be negative")
-    if not 0 <= self.ema_decay <= 1:
-      raise ValueError(f"hyperspherical ema_decay must be in [0, 1], not {self.ema_decay}")
+    for field in ("ema_decay", "center_rate"):
+      if not 0 <= getattr(self, field) <= 1:
+        raise ValueError(f"hyperspherical {field} must be in [0, 1], not {getattr(self, field)}")
 
 
 def make_features(
@@ -90,17 +96,19 @@ def make_features(
 ) -> tuple[Layer, Callable[..., Array]]:
   """The auxiliary conv head, and what a layer compares with its prototypes.
 
-  The latter is `(params, out, key=None) -> [B, D]`, from the layer's extras and its output
-  `[B, ...]`: through the head if that is a map `[B, H, W, C]`; with a key as in training.
+  The latter is `(params, stats, out, key=None) -> [B, D]`, from the layer's extras and its output
+  `[B, ...]`: through the head if that is a map `[B, H, W, C]`, less the running mean if there is
+  one; with a key as in training.
   """
   aux = aux_conv_layer(config.aux_features, kernel_size=config.aux_kernel, numerics=numerics)
 
-  def features(params: PyTree, out: Array, key: Key | None = None) -> Array:
+  def features(params: PyTree, stats: PyTree, out: Array, key: Key | None = None) -> Array:
     if out.ndim == 4:
       out = adaptive_average_pool(
         aux.apply(params["aux"], {}, out, train=key is not None, key=key)[0].out, config.aux_pool
       )
-    return out.reshape(out.shape[0], -1)
+    z = out.reshape(out.shape[0], -1)
+    return z - stats["mean"][None, :] if "mean" in stats else z
 
   return aux, features
 
@@ -113,7 +121,7 @@ def hyperspherical(
   Loss (our reconstruction): softmax cross-entropy of `scale (S_c - margin [c = y])`, with `S_c` the
   pooled cosine of the layer's features with the prototypes of class c. Locality: strict; one pass.
 
-  Deviations: the paper's constants are not public; every default here is ours. In "ema" mode the
+  Deviations: the paper's constants are not public; every default here is ours. In "ema" modes the
   prototypes are statistics and receive no gradient. Every layer whose output is a map `[H, W, C]`
   gets an auxiliary conv head, which multiplies in `numerics`; similarities are float32 always.
 
@@ -138,17 +146,18 @@ def hyperspherical(
     losses.check_classes(config.loss_classes, num_classes)
     aux_key, prototype_key = jax.random.split(key)
     params = {"aux": aux.init(aux_key, out.out)[0]} if out.out.ndim == 4 else {}
-    width = features(params, out.out).shape[-1]
+    width = features(params, {}, out.out).shape[-1]
     p = _MAKE[config.prototypes](prototype_key, num_classes, config.prototypes_per_class, width)
     if trained:
       return {**params, "prototypes": p}, {}
-    return params, {"prototypes": p}
+    centered = config.prototypes == "ema_centered"
+    return params, {"prototypes": p, **({"mean": jnp.zeros((width,))} if centered else {})}
 
   def scores(
     params: PyTree, stats: PyTree, out: LayerOut, key: Key | None = None
   ) -> tuple[Array, Array]:
     """Features `[B, D]` and class scores `[B, K]` of view 0."""
-    z = features(params, out.out[0], key)
+    z = features(params, stats, out.out[0], key)
     p = (params if trained else stats)["prototypes"]
     return z, jax.vmap(lambda v: prototypes.class_scores(v, p, pooling))(z)
 
@@ -168,9 +177,11 @@ def hyperspherical(
       )
     else:
       rows = jax.vmap(lambda v, y: losses.hard_margin_loss(v, y, config.margin))(s, label)
-    if config.prototypes == "ema":
+    if config.prototypes.startswith("ema"):
       p = prototypes.ema_prototypes(stats["prototypes"], z, label, config.ema_decay)
-      stats = {"prototypes": p}
+      stats = {**stats, "prototypes": p}
+    if "mean" in stats:
+      stats = {**stats, "mean": stats["mean"] + config.center_rate * jnp.mean(z, axis=0)}
     own = jnp.take_along_axis(s, label[:, None], axis=1)[:, 0]
     rivals = len(config.loss_classes or range(num_classes)) - 1
     others = (jnp.sum(jnp.where(s < -1.5, 0, s), axis=1) - own) / rivals  # cosines are above -1

@@ -11,6 +11,7 @@ from experiments import batches, config
 from experiments.assembly import build
 from experiments.controls import matched_backprop
 from experiments.studies import attacks
+from fflax.data import synthetic
 from fflax.training.loop import train
 
 
@@ -79,6 +80,17 @@ def test_the_control_differs_in_method_and_readout_only():
   assert config.load_preset("bp_matched:hff_digits") == matched_backprop(
     config.load_preset("hff_digits")
   )
+
+
+def test_features_without_pixels_are_refused():
+  changes = {"name": "synthetic", "num_classes": 3}
+  base = presets()["hff"]
+  experiment = build(
+    dataclasses.replace(base, data=dataclasses.replace(base.data, **changes)),
+    synthetic.load(num_classes=3, num_train=200, num_test=10),
+  )
+  with pytest.raises(ValueError, match="data set 'synthetic' has none"):
+    attacks.check(experiment)
 
 
 def test_an_unknown_preset_is_one_sentence():

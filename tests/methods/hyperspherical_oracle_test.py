@@ -60,6 +60,12 @@ RECIPES = {
     OptimizerConfig("sgd", 0.1, 0.9),
     lambda: oracle.Sgd(0.1, 0.9, 0.0, ()),
   ),
+  "moving averages around a running mean": (
+    {**SHARED, "normalization": "rms"},
+    {"prototypes": "ema_centered", "ema_decay": 0.8, "center_rate": 0.3},
+    OptimizerConfig("sgd", 0.1, 0.9),
+    lambda: oracle.Sgd(0.1, 0.9, 0.0, ()),
+  ),
 }
 
 
@@ -77,8 +83,8 @@ def parts(trainer, state):
   """Flat float64 parameters of every layer, prototypes among them."""
   layers = layers64(trainer, state)
   for flat, s in zip(layers, trainer.layer_states(state), strict=True):
-    p = {**s.params["method"], **s.stats["method"]}["prototypes"]
-    flat["prototypes"] = np.asarray(p, np.float64)
+    for name, x in {**s.params["method"], **s.stats["method"]}.items():
+      flat[name] = np.asarray(x, np.float64)
   return layers
 
 
@@ -94,6 +100,7 @@ def test_three_steps(name):
     [make_oracle_optimizer() for _ in sizes],
     mode=own["prototypes"],
     decay=own.get("ema_decay", 0.0),
+    rate=own.get("center_rate", 0.0),
     **shared,
   )
 
@@ -180,6 +187,7 @@ def test_dead_layer_has_the_loss_of_equal_scores():
     ("prototypes_per_class", 0),
     ("margin", -0.1),
     ("ema_decay", 1.5),
+    ("center_rate", -0.1),
     ("eps", 1e-20),
   ],
 )

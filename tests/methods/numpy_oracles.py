@@ -244,17 +244,19 @@ class Hyperspherical:
     decay: float,
     normalization: str,
     eps: float,
+    rate: float = 0.0,
   ):
     self.layers, self.optimizers = layers, optimizers
     self.scale, self.margin, self.pooling = scale, margin, pooling
-    self.loss, self.mode, self.decay = loss, mode, decay
+    self.loss, self.mode, self.decay, self.rate = loss, mode, decay, rate
     self.normalization, self.eps = normalization, eps
 
   def scores(self, x: Array) -> list[Array]:
     u, scores = normalize(self.normalization, x, self.eps), []
     for params in self.layers:
       h = dense(params, u)[1]
-      scores.append(prototype_scores(h, params["prototypes"], self.pooling))
+      z = h - params.get("mean", 0)
+      scores.append(prototype_scores(z, params["prototypes"], self.pooling))
       u = normalize(self.normalization, h, self.eps)
     return scores
 
@@ -285,16 +287,19 @@ class Hyperspherical:
     for i, params in enumerate(self.layers):
       p = params["prototypes"]
       a, h = dense(params, u)
-      rows, d = self.rows_and_slopes(prototype_scores(h, p, self.pooling), label)
-      dz, dp = prototype_backward(h, p, self.pooling, d)
+      z = h - params.get("mean", 0)
+      rows, d = self.rows_and_slopes(prototype_scores(z, p, self.pooling), label)
+      dz, dp = prototype_backward(z, p, self.pooling, d)
       da = dz * (a > 0)
       grads = {"kernel": u.T @ da, "bias": da.sum(0)}
       trained = {k: params[k] for k in grads}
       if self.mode == "learned":
         grads["prototypes"], trained["prototypes"] = dp, p
       new = {"prototypes": p, **self.optimizers[i](trained, grads)}
-      if self.mode == "ema":
-        new["prototypes"] = self.moving_average(p, h, label)
+      if self.mode.startswith("ema"):
+        new["prototypes"] = self.moving_average(p, z, label)
+      if "mean" in params:
+        new["mean"] = (1 - self.rate) * params["mean"] + self.rate * h.mean(0)
       self.layers[i] = new
       losses.append(rows.mean())
       u = normalize(self.normalization, h, self.eps)
