@@ -45,6 +45,12 @@ def test_accuracies(experiment: Experiment, state: TrainState, samples: int) -> 
   return {name.removeprefix("test/"): float(value) for name, value in values.items()}
 
 
+def run_folder(folder: pathlib.Path, chosen: config.ExperimentConfig, seed: int) -> pathlib.Path:
+  """Of a run among others below `folder`."""
+  own = dataclasses.replace(chosen, seed=seed)
+  return folder / hashlib.sha256(config.fingerprint(own).encode()).hexdigest()[:12]
+
+
 def trained(own: config.ExperimentConfig, folder: pathlib.Path) -> tuple[Experiment, TrainState]:
   """Trains a run in a folder of its own below `folder`, or goes on where it was.
 
@@ -53,9 +59,9 @@ def trained(own: config.ExperimentConfig, folder: pathlib.Path) -> tuple[Experim
     Stopped: it diverged, or a signal came.
   """
   experiment = build(own)
-  name = hashlib.sha256(config.fingerprint(own).encode()).hexdigest()[:12]
-  workdir.claim(folder / name, own)
-  return experiment, run_in(experiment, experiment.init(), folder / name)
+  own_folder = run_folder(folder, own, own.seed)
+  workdir.claim(own_folder, own)
+  return experiment, run_in(experiment, experiment.init(), own_folder)
 
 
 def run_point(
