@@ -10,8 +10,8 @@ sweeps hold those of all layers. Optimiser states stay float32.
 
 Deviations:
   The paper does not say how its scale moves. Ours starts at twice the largest weight of a channel
-  over 127; a channel that comes to have more than 1 % of its weights at the bound doubles it, and
-  one whose weights all lie below a quarter of the bound halves it.
+  over 127; a channel that has more than 1 % of its weights at the bound doubles it in its next
+  move, and one whose weights all lie below a quarter of the bound halves it.
   int8 products quantise what is loaded once more, at the scale that fits its largest weight.
 """
 
@@ -68,19 +68,20 @@ def unpack(stored: Int8Weight) -> Array:
 def move(stored: Int8Weight, change: Array, key: Key) -> Int8Weight:
   """Adds `change` (float32, in weights, not in steps of the grid), rounded without bias.
 
-  The scale of a channel that saturates doubles first, that of one that lies too low halves.
+  The scale of a channel that is saturated doubles first, that of one that lies too low halves.
   """
-  target = stored.values.astype(jnp.float32) + change / stored.scale
-  axes, size = tuple(range(target.ndim - 1)), jnp.abs(target)
+  # Decided by what is stored: XLA would hold float copies of the sum for reductions of it.
+  axes, size = tuple(range(change.ndim - 1)), jnp.abs(stored.values)
   full = jnp.mean((size >= MAX).astype(jnp.float32), axis=axes, keepdims=True) > 0.01
   largest = jnp.max(size, axis=axes, keepdims=True)
   low = (largest > 0) & (largest < (MAX + 1) // 4)
   factor = jnp.where(full, 0.5, jnp.where(low, 2.0, 1.0))
+  target = (stored.values.astype(jnp.float32) + change / stored.scale) * factor
   noise = rounding_noise(key, target.shape)
-  moved = quantize(target * factor, rounding="stochastic", noise=noise, scale=jnp.ones(()))
+  moved = quantize(target, rounding="stochastic", noise=noise, scale=jnp.ones(()))
   # int8 has no NaN: without this, a change that is none would leave weights that seem sound.
-  scale = jnp.where(jnp.isfinite(largest), stored.scale / factor, jnp.nan)
-  return Int8Weight(moved.values, scale)
+  sound = jnp.all(jnp.isfinite(change), axis=axes, keepdims=True)
+  return Int8Weight(moved.values, jnp.where(sound, stored.scale / factor, jnp.nan))
 
 
 def _is_stored(leaf: PyTree) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from fflax.analysis.memory import memory_of
 from fflax.core import readouts
 from fflax.core.numerics import float32
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
@@ -50,7 +51,10 @@ def test_moves_are_unbiased_and_bounded():
   for change, bound in ((1e6, 127), (-1e6, -127)):
     far = weight_store.move(start, jnp.full((rows, 2), change), KEY)
     np.testing.assert_array_equal(far.values, bound)
-    np.testing.assert_allclose(far.scale, 2 * start.scale)
+    np.testing.assert_array_equal(far.scale, start.scale)
+    np.testing.assert_allclose(
+      weight_store.move(far, -change * far.scale, KEY).scale, 2 * far.scale
+    )
 
 
 def test_scales_follow_the_weights():
@@ -66,9 +70,20 @@ def test_scales_follow_the_weights():
   np.testing.assert_array_equal(found.values[:, 3:], values[:, 3:])
   assert set(np.unique(found.values[:2, 0])) <= {63, 64}
   np.testing.assert_array_equal(found.values[2:, 0], 25)
-  # What is added counts: these would saturate.
-  grown = weight_store.move(stored(values, np.ones(5)), jnp.full((100, 5), 100.0), KEY)
-  np.testing.assert_array_equal(grown.scale[0], [2.0, 2.0, 2.0, 1.0, 1.0])
+  # What is added is on the new grid, and counts in the next move.
+  grown = weight_store.move(stored(values, np.ones(5)), jnp.full((100, 5), 10.0), KEY)
+  np.testing.assert_array_equal(grown.scale, found.scale)
+  np.testing.assert_array_equal(grown.values[:, 2], 82)
+  np.testing.assert_array_equal(grown.values[2:, 0], 30)
+
+
+def test_a_move_holds_one_float_copy_at_most():
+  """Beside the change; with more, weights at rest in int8 would need more memory than in float."""
+  shape = (256, 128)
+  start = jax.eval_shape(weight_store.pack, jax.ShapeDtypeStruct(shape, jnp.float32))
+  change = jax.ShapeDtypeStruct(shape, jnp.float32)
+  used = memory_of(weight_store.move, start, change, KEY, donate=(0,))
+  assert used.temporaries < 7 * 256 * 128
 
 
 def make(rate=0.1, network="mlp", store=None, stack=None, method=FF, **options):
