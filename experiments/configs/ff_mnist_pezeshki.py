@@ -5,9 +5,8 @@ in ten, as the original's do.
 
 Command: python -m experiments.train --config=experiments/configs/ff_mnist_pezeshki.py \\
   --config.data.data_dir=DIR
-Time: not run at full length yet.
-Published: 6.8 % test error by per-label goodness. Ours: see
-experiments/results/ff_mnist_pezeshki.json.
+Published: 6.84 % test error by per-label goodness; a rerun by others 6.85. Ours, seed 0 in bfloat16:
+7.17 (experiments/results/ff_mnist_pezeshki_bfloat16.json); another seed than the original's.
 """
 
 from ml_collections import ConfigDict
