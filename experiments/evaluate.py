@@ -7,9 +7,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli, config, console, workdir
-from experiments.assembly import build, prove_locality
-from experiments.running import final_accuracies, restored
+from experiments import cli, console
+from experiments.assembly import prove_locality
+from experiments.running import final_accuracies, reopened
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ff_digits", "folder of the run")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where sets lie here, if not where they lay")
@@ -20,11 +20,8 @@ def main(argv: list[str]) -> int:
   del argv
   folder = pathlib.Path(_WORKDIR.value).expanduser()
   with cli.checking():
-    values = config.as_dict(workdir.read_config(folder))
-    if _DATA_DIR.value:
-      values["data"]["data_dir"] = _DATA_DIR.value
-    experiment = build(config.from_mapping(values))
-    state = restored(experiment, folder, None if _STEP.value < 0 else _STEP.value)
+    step = None if _STEP.value < 0 else _STEP.value
+    experiment, state = reopened(folder, _DATA_DIR.value, step)
   console.console.print(
     f"workdir   {folder}, step {int(state.step)} of {experiment.plan.num_steps}"
   )

@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves per layer, goodness histograms, first-layer features.
+"""Figures of a run: curves per layer, goodness histograms, first-layer features, diagnosis.
 
 Pure functions from rows and arrays to PNG files, which appear by one rename. Colours are safe for
 colour-blind readers: layers go from dark to light (viridis, without its palest end), views have the
@@ -8,7 +8,7 @@ blue, vermilion and grey of Okabe and Ito, and no distinction rests on colour al
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -215,6 +215,53 @@ def image_grid(
         for spine in ax.spines.values():
           spine.set(visible=not good[i, j], color=_VIEW_COLORS[1], linewidth=2)
     figure.suptitle(title, fontsize=9, wrap=True)
+    return _save(figure, path)
+
+
+def diagnosis(found: Mapping[str, Any], path: str | os.PathLike) -> pathlib.Path:
+  """Accuracy, information and disagreement of the layers, side by side.
+
+  Args:
+    found: as `experiments.diagnosis.diagnose` returns it.
+    path: of the PNG file.
+  """
+  rows, scored = found["layers"], found["scored_layers"]
+  x, names = np.arange(len(rows)), [row["layer"] for row in rows]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
+    accuracies = [np.nan if row["accuracy"] is None else 100 * row["accuracy"] for row in rows]
+    left.plot(x, accuracies, "o-", color=_VIEW_COLORS[0], label="layer")
+    for i, (name, accuracy) in enumerate(found["readouts"].items()):
+      style = ("-", "--", ":", "-.")[i % 4]
+      left.axhline(100 * accuracy, color="black", ls=style, lw=1, label=f"readout {name}")
+    if scored:
+      best = 100 * found["oracle_accuracy"]
+      left.axhline(best, color=_VIEW_COLORS[1], ls=":", label="any layer right")
+    left.set_ylabel("test accuracy (%)")
+    lines = {"scalar goodness, neighbours": [row["neighbour_bits"] for row in rows]}
+    if "grid_probe" in rows[0]:
+      lines["goodness on a grid, Fano"] = [row["grid_probe"]["fano"] for row in rows]
+      lines["mean activities, Fano"] = [row["mean_probe"]["fano"] for row in rows]
+    looks = zip(lines.items(), ("o-", "s--", "^:"), _VIEW_COLORS, strict=False)
+    for (label, values), style, color in looks:
+      middle.plot(x, values, style, color=color, label=label)
+    middle.axhline(found["label_entropy_bits"], color="black", lw=0.8, label="H(Y)")
+    middle.set_ylabel("information about the class (bits)")
+    for ax in (left, middle):
+      ax.set_xticks(x, names, rotation=45, ha="right")
+      ax.legend(fontsize=7)
+    right.grid(visible=False)
+    if scored:
+      matrix = 100 * np.array(found["disagreement"])
+      shown = right.imshow(matrix, cmap="viridis", vmin=0)
+      right.set_xticks(range(len(scored)), scored, rotation=45, ha="right")
+      right.set_yticks(range(len(scored)), scored)
+      right.set_title(f"disagreement, mean {100 * found['mean_disagreement']:.1f} %", fontsize=9)
+      figure.colorbar(shown, ax=right, label="%")
+    else:
+      right.axis("off")
+      right.text(0.5, 0.5, "layers give no class scores", ha="center", transform=right.transAxes)
     return _save(figure, path)
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax
 
 from experiments import cli, config, console, workdir
-from experiments.assembly import Experiment
+from experiments.assembly import Experiment, build
 from fflax.training import checkpoint
 from fflax.training.loop import Diverged, Interrupted, train
 from fflax.training.metrics import MetricsError
@@ -61,6 +61,27 @@ def restored(experiment: Experiment, folder: pathlib.Path, step: int | None = No
     )
   except checkpoint.CheckpointError as error:
     raise cli.UsageError(str(error)) from error
+
+
+def reopened(
+  folder: pathlib.Path, data_dir: str = "", step: int | None = None
+) -> tuple[Experiment, TrainState]:
+  """The run in `folder`, with its data, and the state of a checkpoint (None: the newest).
+
+  Args:
+    folder: of the run.
+    data_dir: where sets lie here; empty: where they lay.
+    step: of the checkpoint.
+
+  Raises:
+    ValueError, OSError: there is no run, or its data cannot be loaded.
+    UsageError: see `restored`.
+  """
+  values = config.as_dict(workdir.read_config(folder))
+  if data_dir:
+    values["data"]["data_dir"] = data_dir
+  experiment = build(config.from_mapping(values))
+  return experiment, restored(experiment, folder, step)
 
 
 def final_accuracies(experiment: Experiment, state: TrainState) -> dict[str, dict[str, float]]:
