@@ -180,7 +180,14 @@ CASES: tuple[Case, ...] = (
   ),
   # A setting of local_losses, on maps; four channels bear no more.
   _case("dtg", "defaults", DtgConfig(), accuracy={"cnn": 0.4}, brief=("cnn",)),
-  _case("dtg_mlp", "hybrid", DtgMlpConfig(), moves="own, last moves all", accuracy={"mlp": 0.6}),
+  _case(
+    "dtg_mlp",
+    "hybrid",
+    DtgMlpConfig(),
+    moves="own, last moves all",
+    accuracy={"mlp": 0.6},
+    brief=("mlp",),
+  ),
   _case("dtg_mlp", "strict", DtgMlpConfig(end_to_end=False), accuracy={"mlp": 0.6}, brief=("mlp",)),
   _bp("last", _BP(), moves="last moves all", accuracy={"mlp": 0.9}),
   _bp("all", _BP(heads="all", normalization="rms"), moves="own and below"),
