@@ -122,6 +122,27 @@ FAULTS = (
     ("tests/training/step_test.py", "-k", "no_method_reaches"),
   ),
   Fault(
+    "a recurrent step learns through time",
+    "fflax/training/recurrent_sweep.py",
+    "    outs = lax.stop_gradient(outs)\n",
+    "",
+    ("tests/methods/recurrent_oracle_test.py", "-k", "gradient_of_the_losses"),
+  ),
+  Fault(
+    "recurrent layers are not damped",
+    "fflax/training/layer_step.py",
+    "    return share * old + (1 - share) * new\n",
+    "    return new\n",
+    ("tests/methods/recurrent_oracle_test.py", "-k", "three_steps"),
+  ),
+  Fault(
+    "a recurrent answer counts the time steps before its window",
+    "fflax/training/answers.py",
+    "a[first - 1 :]",
+    "a",
+    ("tests/methods/recurrent_oracle_test.py", "-k", "three_steps"),
+  ),
+  Fault(
     "alternating layers stay for two steps",
     "fflax/training/schedules.py",
     "== step % num_layers",

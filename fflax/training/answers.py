@@ -72,7 +72,7 @@ def first_pass(run: Run, states: Sequence[LayerState], x: Between) -> Outs:
 
 
 def neighbours(run: Run, outs: Outs, ends: Between, key: Key | None) -> list[Between]:
-  """What each layer hears, `[V, B, ...]`, from the activities of a time step; detached in training.
+  """What each layer hears, `[V, B, ...]`, from the activities of a time step.
 
   Args:
     run: of a recurrent method.
@@ -85,6 +85,4 @@ def neighbours(run: Run, outs: Outs, ends: Between, key: Key | None) -> list[Bet
     own = None if key is None else layer_key(key, i, Role.HAND_ON)
     handed.append(hand_on_views(run.method, out, key is not None, own))
   column = [ends.below, *handed, ends.above]
-  if key is not None:  # an answer's gradient with respect to the image is whole
-    column = lax.stop_gradient(column)
   return [Between(below, above) for below, above in zip(column, column[2:], strict=False)]

@@ -119,12 +119,12 @@ def read_views(method: Method, out: LayerOut, handed: Handed) -> Array:
 
 
 def damp(method: Method, last: LayerOut, out: LayerOut) -> LayerOut:
-  """The layer's activities at a time step, from those of the last one, which get no gradient."""
+  """The layer's activities at a time step, of which those of the last one are a share."""
   assert method.recurrence is not None
   share = method.recurrence.damping
 
   def mix(old: Array, new: Array) -> Array:
-    return share * lax.stop_gradient(old) + (1 - share) * new
+    return share * old + (1 - share) * new
 
   return LayerOut(out.pre, mix(last.act, out.act), mix(last.out, out.out))
 

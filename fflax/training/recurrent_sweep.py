@@ -125,6 +125,7 @@ def recurrent_sweep(
 
   def tick(carry: tuple[Outs, tuple, tuple], t: Array) -> tuple[tuple, Metrics]:
     outs, stats, grads = carry
+    outs = lax.stop_gradient(outs)
     now = jax.random.fold_in(role_key(key, Role.TIME), t)
     shown = neighbours(run, outs, x, now)
     found = [learn(i, *own, now) for i, own in enumerate(zip(outs, stats, shown, strict=True))]

@@ -163,6 +163,28 @@ def test_three_steps():
     assert all(np.abs(p[k] - old[k]).max() > 0.01 for k in p), "hardly moved: the test is blind"
 
 
+def test_a_step_moves_by_the_gradient_of_the_losses_that_it_reports():
+  """A gradient through time or through a neighbour would be in one of the two, not in the other."""
+  _, trainer = make()
+  state = trainer.init(jax.random.key(3), make_batch(0))
+
+  def losses(layers):
+    return jnp.sum(
+      trainer.step(dataclasses.replace(state, layers=layers), make_batch(0))[1]["loss"]
+    )
+
+  grads, (new, _) = jit(lambda s: (jax.grad(losses)(s.layers), trainer.step(s, make_batch(0))))(
+    state
+  )
+  for s, g, moved in zip(state.layers, grads, new.layers, strict=True):
+    jax.tree.map(
+      lambda p, g, q: assert_close(p - 0.1 * g, q, "parameters", 1e-6, 1e-6),
+      s.params,
+      g.params,
+      moved.params,
+    )
+
+
 def test_without_kernels_from_above_time_stands_still():
   """With D = 0 every time step repeats the first pass, whatever the damping and the label."""
   _, trainer = make(dataclasses.replace(CONFIG, damping=0.6, answer_from=1))
