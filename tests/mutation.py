@@ -157,6 +157,20 @@ FAULTS = (
     ("tests/training/step_test.py", "-k", "three_steps_by_hand"),
   ),
   Fault(
+    "a hybrid's own losses reach the layers below",
+    "fflax/training/sweeps.py",
+    "a if v == view else lax.stop_gradient(a)",
+    "a",
+    ("tests/methods/dtg_oracle_test.py", "-k", "step_of_the_dense_variant"),
+  ),
+  Fault(
+    "the concatenating head reads normalised features",
+    "fflax/methods/dtg.py",
+    "    readout_features=classifier_features,\n",
+    "",
+    ("tests/methods/dtg_oracle_test.py", "-k", "two_conv_layers"),
+  ),
+  Fault(
     "stacked layers draw the first block's numbers",
     "fflax/training/sweeps.py",
     "args = (mine, x, first + j)",
