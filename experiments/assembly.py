@@ -92,7 +92,7 @@ def check(config: ExperimentConfig) -> None:
   _check_score(config)
   # No data is loaded, so the number of classes and of steps is any.
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
-  names = ("network", "method", "schedule", "readouts", "lookahead")
+  names = ("network", "method", "schedule", "readouts", "lookahead", "rematerialize")
   check_run(*(parts[name] for name in names))
 
 
@@ -154,6 +154,7 @@ def trainer_parts(
       epochs_per_layer=turn,
     ),
     "samples": config.eval_samples,
+    "rematerialize": config.rematerialize,
     "weight_store": WEIGHT_STORES[config.weight_store](),
     "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),

@@ -89,6 +89,7 @@ class ExperimentConfig:
     numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
     int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
+    rematerialize: whether end-to-end gradients run layers again instead of keeping activations.
     schedule: "simultaneous", "interleaved", "greedy", "alternating" or "staggered".
     lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to
@@ -116,6 +117,7 @@ class ExperimentConfig:
   numerics: str = "float32"
   int8: Int8Config = dataclasses.field(default_factory=Int8Config)
   weight_store: str = "float32"
+  rematerialize: bool = False
   schedule: str = "simultaneous"
   epochs_per_layer: int = 0
   stagger: StaggerConfig = dataclasses.field(default_factory=StaggerConfig)
@@ -293,6 +295,8 @@ def fingerprint(config: ExperimentConfig) -> str:
     del values["pbits"]
   if config.weight_store == "float32":
     del values["weight_store"]
+  if not config.rematerialize:
+    del values["rematerialize"]
   if config.schedule != "staggered":
     del values["stagger"]
   if not config.eval_samples:

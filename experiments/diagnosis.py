@@ -135,8 +135,8 @@ def table(found: Mapping[str, Any]) -> Table:
   title = f"{found['method']}, {found['dataset']}, step {found['steps']}"
   caption = (
     f"{found['examples']} test examples, H(Y) = {found['label_entropy_bits']:.3f} bits. "
-    "Information in the mean square by nearest neighbours and by 100 bins (corrected), bits; probes of the "
-    "squares on a grid and of the mean activities: accuracy, and bits by Fano's bound."
+    "Information in the mean square by nearest neighbours and by 100 bins (corrected), bits; "
+    "probes of the squares on a grid and of the mean activities: accuracy, and bits by Fano."
   )
   result = Table(title=title, caption=caption)
   probed = "grid_probe" in found["layers"][0]

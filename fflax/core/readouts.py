@@ -46,6 +46,19 @@ def score_sum(first_layer: int = 0) -> Readout:
   return Readout("score_sum", "scores", _untrained, None, predict)
 
 
+def mean_probability(first_layer: int = 0) -> Readout:
+  """Mean of the layers' softmax probabilities: the layers with heads as an ensemble."""
+
+  def predict(
+    params: PyTree, stats: PyTree, scores: tuple[Array | None, ...], features: Any
+  ) -> Array:
+    del params, stats, features
+    used = jnp.stack(_scored(scores, first_layer, "mean_probability"))  # [L, B, K]
+    return jnp.mean(jax.nn.softmax(used, axis=-1), axis=0)
+
+  return Readout("mean_probability", "scores", _untrained, None, predict)
+
+
 def last_layer() -> Readout:
   """The class scores of the last layer that has some, alone."""
 
@@ -216,6 +229,7 @@ class ReadoutConfig:
 
 READOUTS: Mapping[str, Callable[[ReadoutConfig, int], Readout]] = {
   "score_sum": lambda c, _: score_sum(c.first_layer),
+  "mean_probability": lambda c, _: mean_probability(c.first_layer),
   "last_layer": lambda c, _: last_layer(),
   "vote": lambda c, _: vote(c.first_layer),
   "softmax_head": lambda c, k: softmax_head(k, c.first_layer, bias=c.head_bias, loss=c.head_loss),

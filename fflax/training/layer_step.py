@@ -54,6 +54,7 @@ class Run(NamedTuple):
   lookahead: Lookahead | None = None
   store: WeightStore | None = None
   readouts_listen: bool = False
+  rematerialize: bool = False
 
 
 def init_layer(

@@ -97,6 +97,7 @@ def check_run(
   schedule: Schedule,
   readouts: Sequence[Readout],
   lookahead: Lookahead | None = None,
+  rematerialize: bool = False,
 ) -> None:
   """Refuses impossible combinations, before any work and without shapes.
 
@@ -109,6 +110,11 @@ def check_run(
     raise ValueError(
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
       f"{method.name!r} is global: use schedule 'simultaneous'"
+    )
+  if rematerialize and method.locality != "global":
+    raise ValueError(
+      f"rematerialize is for end-to-end gradients: method {method.name!r} is {method.locality}, "
+      "and its layers keep no activations"
     )
   if method.recurrence is not None:
     check_recurrence(network, method, schedule, lookahead)
@@ -171,6 +177,7 @@ def make_trainer(
   weight_store: WeightStore | None = None,
   stack: bool | None = None,
   samples: int = 0,
+  rematerialize: bool = False,
 ) -> Trainer:
   """Makes a run's pure functions.
 
@@ -188,6 +195,9 @@ def make_trainer(
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
     samples: 0: random units answer with their expectation, in one pass; T: the answer is the mean
       softmax of T passes whose units are drawn, a Monte-Carlo estimate of the class probabilities.
+    rematerialize: end-to-end gradients keep no more of a layer than its input, and run it once more
+      on the way down (methods of global locality only): a forward pass more, less memory, the same
+      numbers up to rounding.
 
   Returns:
     A `Trainer`; all of its functions are jit-able and vmap-able over states and keys.
@@ -205,8 +215,9 @@ def make_trainer(
     (1,) * len(network.layers),
     lookahead,
     weight_store,
+    rematerialize=rematerialize,
   )
-  check_run(network, method, run.schedule, run.readouts, lookahead)
+  check_run(network, method, run.schedule, run.readouts, lookahead, rematerialize)
   if samples < 0:
     raise ValueError(f"samples must be 0 or more, not {samples}")
   locality = method.locality if lookahead is None else "lookahead"

@@ -20,6 +20,7 @@ from fflax.training.layer_step import (
   scheduled_layer,
   update_layer,
 )
+from fflax.training.rematerialize import rematerialized
 from fflax.types import Array, Key, Layer, LayerOut, LayerState, Metrics, PyTree, TrainState
 
 Sweep = tuple[tuple[LayerState, ...], PyTree, Metrics, tuple[Array, ...]]
@@ -137,12 +138,16 @@ def end_to_end_losses(
   h, total, stats, rows, read = x, jnp.zeros(()), [], [], []
   view = run.method.end_to_end_view
   for i, layer in enumerate(run.network.layers):
-    loss, (_, out, new, metrics) = layer_loss(
-      run, layer, params[i], states[i].stats, h, label, key, i
-    )
+
+    def one(p: PyTree, h: Array, i: int = i, layer: Layer = layer) -> tuple:
+      loss, (_, out, new, metrics) = layer_loss(run, layer, p, states[i].stats, h, label, key, i)
+      h = dense(hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON)))
+      return loss, h, read_views(run.method, out, h), new, metrics
+
+    step = rematerialized(one, label) if run.rematerialize else one
+    loss, h, seen, new, metrics = step(params[i], h)
     total += loss if weights is None else weights[i] * loss
-    h = dense(hand_on_views(run.method, out, True, layer_key(key, i, Role.HAND_ON)))
-    read.append(read_views(run.method, out, h))
+    read.append(seen)
     if view is not None:
       h = jnp.stack([a if v == view else lax.stop_gradient(a) for v, a in enumerate(h)])
     stats.append(new)

@@ -65,6 +65,17 @@ def test_equal_scores_vote_without_nan():
   assert np.all(np.isfinite(readouts.vote().predict({}, {}, (flat, flat), ())))
 
 
+def test_an_ensemble_is_less_impressed_by_one_sure_layer_than_the_sum():
+  """Two layers lean to class 1, one is certain of class 0: the product of chances is the one's."""
+  lean, sure = jnp.array([[0.0, 1.5]]), jnp.array([[9.0, 0.0]])
+  scores = (sure, lean, lean, lean)
+  got = readouts.mean_probability(0).predict({}, {}, scores, ())
+  p, q = 1 / (1 + np.exp(1.5)), 1 / (1 + np.exp(-9.0))
+  np.testing.assert_allclose(got[0, 0], (3 * p + q) / 4, rtol=1e-5)
+  assert int(jnp.argmax(got)) == 1
+  assert int(jnp.argmax(readouts.score_sum().predict({}, {}, scores, ()))) == 0
+
+
 @pytest.mark.parametrize("make", [readouts.score_sum, readouts.vote])
 def test_no_scores_is_an_error(make):
   with pytest.raises(ValueError, match="no layer with class scores from layer 4"):

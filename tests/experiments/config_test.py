@@ -83,6 +83,7 @@ def test_wrong_fields_are_one_sentence(changes, sentence):
     ({"methods": {"forward_forward": {"supervision": "hybrid"}}}, "use readout 'softmax_head'"),
     ({"methods": {"forward_forward": {"goodness": "max"}}}, "goodness must be one of"),
     ({"method": "backprop", "lookahead": {"mode": "exact"}}, "'backprop' is global already"),
+    ({"rematerialize": True}, "rematerialize is for end-to-end gradients"),
     ({"schedule": "greedy", "lookahead": {"mode": "exact"}}, "needs all layers' losses at once"),
     ({"method": "hyperspherical", "lookahead": {"mode": "scalar"}}, "'hyperspherical' has none"),
     ({"optimizer": {"name": "lion"}}, "unknown optimizer 'lion'"),
@@ -113,6 +114,7 @@ def test_the_fingerprint_knows_what_changes_the_numbers_and_ignores_the_rest():
     dataclasses.replace(base, lookahead=LookaheadConfig("exact")),
     dataclasses.replace(base, weight_store="int8"),
     dataclasses.replace(base, optimizer=OptimizerConfig(accumulate=2)),
+    dataclasses.replace(base, rematerialize=True),
     dataclasses.replace(base, activation="pbits"),
     dataclasses.replace(base, activation="pbits", pbits=PbitConfig(3)),
   ]

@@ -1,0 +1,39 @@
+"""Gradients that keep a function's arguments only, and run it again on the way down."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.types import Array, PyTree
+
+
+def rematerialized(f: Callable[..., PyTree], witness: Array) -> Callable[..., PyTree]:
+  """`f` with the same values and gradients, of which nothing but the arguments is kept.
+
+  What `jax.checkpoint` promises (T. Chen et al., 2016, arXiv 1604.06174), also on a CPU: there XLA
+  drops the barriers that hold the second run back, runs it at once, and keeps what it gives. Here
+  the second run stands in a branch together with its gradient, and cannot start before.
+
+  Args:
+    f: of arrays with gradients; what else it needs, it may close over, but has no gradient of.
+    witness: any integer array that the compiler does not know, so that it must keep the branch,
+      which is always taken: no number in it may be the least of its type.
+  """
+
+  @jax.custom_vjp
+  def run(*args: PyTree) -> PyTree:
+    return f(*args)
+
+  def forward(*args: PyTree) -> tuple[PyTree, tuple]:
+    return run(*args), args
+
+  def backward(args: tuple, cotangents: PyTree) -> tuple:
+    pull = lambda: jax.vjp(f, *args)[1](cotangents)  # noqa: E731
+    shapes = jax.eval_shape(pull)
+    nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, pull, nothing)
+
+  run.defvjp(forward, backward)
+  return run
