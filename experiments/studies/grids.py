@@ -128,6 +128,25 @@ def int8_small_cnn() -> Grid:
   return Grid("int8 on CIFAR-10, a small conv net", "ffint8_small_cnn", points)
 
 
+def views_small_cnn() -> Grid:
+  """What positive and negative views share, and where the label enters, on a small conv net."""
+  networks: dict[str, dict[str, Any]] = {
+    "joint batch norm": {},
+    "batch norm by view": {"norm_groups": 2},
+    "no batch norm": {"batch_norm": False},
+    "label maps in every layer": {"label_maps": 10},
+  }
+  points: dict[str, Mapping[str, Any]] = {
+    f"{label}, {numerics}": {"numerics": numerics, "networks": {"small_cnn": options}}
+    for label, options in networks.items()
+    for numerics in ("float32", "int8")
+  }
+  points["joint batch norm, int8 scales by view"] = {**_INT8, "int8": {"scale_groups": 2}}
+  return Grid(
+    "FF on CIFAR-10, a small conv net: statistics, scales, labels", "ffint8_small_cnn", points
+  )
+
+
 def collaborative(preset: str, title: str) -> Grid:
   """Plain FF, F-CFF and A-CFF, and who hears whom, on one recipe with the same seeds."""
   structures: dict[str, dict[str, Any]] = {
@@ -158,6 +177,7 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     ),
     "networkff_mnist": lambda: collaborative("networkff_mnist", "NetworkFF on MNIST, 784-2x500"),
     "ffint8_cifar10_small": int8_small_cnn,
+    "ffint8_cifar10_small_views": views_small_cnn,
     "ffint8_cifar10_mobilenetv2": lambda: table5(
       "ffint8_mobilenetv2", "MobileNet-V2", _table5(8.5, 94.1, 12.8, 9.1, 8.9)
     ),
