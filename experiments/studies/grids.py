@@ -163,6 +163,29 @@ def collaborative(preset: str, title: str) -> Grid:
   return Grid(title, preset, points)
 
 
+def ladder(preset: str, title: str) -> Grid:
+  """From DTG-FF to BP-DeepSup, one change at a time: features, head and the stopped gradient.
+
+  Three factors of two on one recipe, neighbours from the same initial numbers; and plain backprop.
+  """
+  points: dict[str, Mapping[str, Any]] = {}
+  for detach in (True, False):
+    for features in ("goodness", "linear"):
+      for head in ("fixed", "learned"):
+        fields = {"detach": detach, "features": features, "head": head}
+        label = f"{'detached' if detach else 'end to end'}, {features}, {head} heads"
+        points[label] = {"methods": {"local_losses": fields}}
+  points["backprop, one head"] = {"method": "backprop"}
+  return Grid(
+    title,
+    preset,
+    points,
+    note="'detached, goodness, fixed heads' are the losses of DTG-FF, 'end to end, linear, learned "
+    "heads' are BP-DeepSup. Backprop with one head has neither norms between layers nor dropout.",
+    readouts=("score_sum", "last_layer"),
+  )
+
+
 GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
   {
     "ffint8_table1": table1,
@@ -176,6 +199,10 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
       "cff_digits_deep", "Collaborative FF on the digits, 74-4x200"
     ),
     "networkff_mnist": lambda: collaborative("networkff_mnist", "NetworkFF on MNIST, 784-2x500"),
+    "ladder_digits": lambda: ladder("local_ce_digits", "From DTG-FF to BP-DeepSup: digits, MLP"),
+    "ladder_cifar10": lambda: ladder(
+      "local_ce_cifar10", "From DTG-FF to BP-DeepSup: CIFAR-10, VGG8"
+    ),
     "ffint8_cifar10_small": int8_small_cnn,
     "ffint8_cifar10_small_views": views_small_cnn,
     "ffint8_cifar10_mobilenetv2": lambda: table5(
