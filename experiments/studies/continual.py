@@ -11,7 +11,7 @@ the first preset's random trunk, both answering by class means. What prototypes 
 against these, and against backprop by the same answer (sum or last layer).
 
 Arms that are done are kept under `--runs`: a study that was cut goes on where it was. Writes
-experiments/results/continual_<first preset>.json, .md and .png.
+experiments/results/continual_<first preset>_<N>_groups.json, .md and .png.
 """
 
 import dataclasses
@@ -102,6 +102,7 @@ def main(argv: list[str]) -> int:
     for seed in seeds:
       increments.class_groups(dataset.num_classes, _GROUPS.value, seed)
   study = "continual_" + "".join(c if c.isalnum() else "_" for c in _PRESETS.value[0])
+  study += f"_{_GROUPS.value}_groups"
   folder = pathlib.Path(_RUNS.value) / study
   command = cli.command_line("experiments.studies.continual", sys.argv[1:])
   title = f"Class by class: {dataset.name}, {_GROUPS.value} groups"

@@ -105,7 +105,9 @@ class Probe:
   def __call__(self, state: TrainState, split: Split) -> tuple[dict[str, np.ndarray], tuple]:
     """Scores `[N, K]` of every readout, and features `[N, D]` of every layer."""
     size = self.experiment.config.eval_batch_size
-    return in_batches(lambda x: self._look(state, x), size, split.image)
+    scores, features = in_batches(lambda x: self._look(state, x), size, split.image)
+    # Trees have their dictionaries in alphabetical order; the first readout is the run's own.
+    return {name: scores[name] for name in self.experiment.config.readouts}, features
 
   def means(self, state: TrainState, split: Split) -> list[np.ndarray]:
     """`[K, D]` of every layer."""

@@ -13,7 +13,7 @@ from fflax.methods.registry import METHODS, make_method
 from fflax.networks.registry import make_network
 from fflax.training.step import make_trainer
 from fflax.types import Batch
-from tests.methods.tiny import jit
+from tests.methods.tiny import jit, made_up_state
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(12, 4)).astype(np.float32)
@@ -136,17 +136,6 @@ def test_gaussian_noise_has_its_moments_and_is_clipped():
   np.testing.assert_array_equal(robustness.gaussian(jax.random.key(0), grey, 0.0), grey)
 
 
-def filled(shape):
-  """Numbers for a leaf of a state, without compiling its initialisation."""
-  if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
-    return jax.random.key(0)
-  if not jnp.issubdtype(shape.dtype, jnp.floating):
-    return jnp.zeros(shape.shape, shape.dtype)
-  if len(shape.shape) < 2:
-    return jnp.full(shape.shape, 0.1, shape.dtype)
-  return jnp.asarray(RNG.normal(size=shape.shape) / shape.shape[-2] ** 0.5, shape.dtype)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_attacked(name):
   """The deployed answer sends a gradient to the image; stopped, a method would seem robust."""
@@ -162,8 +151,7 @@ def test_every_method_can_be_attacked(name):
     pytest.skip(str(error))
   image = jnp.asarray(RNG.uniform(0, 1, (6, *shape)), jnp.float32)
   label = jnp.arange(6) % classes
-  state = jax.eval_shape(trainer.init, jax.random.key(0), Batch(image, label))
-  state = jax.tree.map(filled, state)
+  state = made_up_state(trainer, Batch(image, label))
 
   @jit
   def gradient(state, image):

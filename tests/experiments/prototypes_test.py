@@ -10,6 +10,7 @@ from experiments import config, figures, prototypes
 from experiments.assembly import build
 from fflax.data import sources
 from fflax.data.dataset import Split
+from tests.methods.tiny import jit, made_up_state
 
 
 def small(**changes):
@@ -35,27 +36,27 @@ def test_nearest_by_hand():
   assert prototypes.nearest(cosines, 9).shape == (1, 2, 3)
 
 
-def test_cosines_are_those_that_the_layer_answers_with(tmp_path):
+def test_cosines_are_those_that_the_layer_answers_with(tmp_path, monkeypatch):
   """Through the auxiliary head: pooled over a class's prototypes they are its scores."""
   experiment = small(scale=6.0)
-  state = experiment.init()
-  for layer in (0, -1):
-    cosines = prototypes.training_cosines(experiment, state, layer)
-    assert cosines.shape == (30, 10, 2)
-    pooled = np.log(np.exp(6 * cosines).mean(-1)) / 6
-    scores = experiment.trainer.answer(state, experiment.example(30).image).layers[layer]
-    np.testing.assert_allclose(pooled, scores, atol=1e-5)
+  state = made_up_state(experiment.trainer, experiment.example())
+  answers = jit(experiment.trainer.answer)(state, experiment.example(30).image)
+  cosines = prototypes.training_cosines(experiment, state, 1)
+  assert cosines.shape == (30, 10, 2)
+  pooled = np.log(np.exp(6 * cosines).mean(-1)) / 6
+  np.testing.assert_allclose(pooled, answers.layers[1], atol=1e-5)
   path = tmp_path / "figure.png"
-  share = prototypes.show(experiment, state, -1, 3, path)
+  monkeypatch.setattr(prototypes, "training_cosines", lambda *_: cosines)
+  share = prototypes.show(experiment, state, 1, 3, path)
   label = experiment.dataset.train.label[prototypes.nearest(cosines, 3)]
   assert share == pytest.approx(np.mean(label == np.arange(10)[:, None, None]))
   assert min(matplotlib.image.imread(path).shape[:2]) > 100
-  with pytest.raises(ValueError, match="no layer 2: the run has 2"):
-    prototypes.training_cosines(experiment, state, 2)
 
 
-def test_other_methods_are_refused():
+def test_what_has_no_prototypes_is_refused():
   experiment = small()
+  with pytest.raises(ValueError, match="no layer 2: the run has 2"):
+    prototypes.training_cosines(experiment, None, 2)
   other = experiment._replace(config=dataclasses.replace(experiment.config, method="backprop"))
   with pytest.raises(ValueError, match="method 'backprop' has no prototypes"):
     prototypes.training_cosines(other, None, 0)

@@ -58,6 +58,22 @@ def make_batch(seed: int) -> Batch:
   return Batch(jnp.asarray(image), jnp.asarray(rng.integers(0, CLASSES, ROWS), jnp.int32))
 
 
+def made_up_state(trainer: Trainer, batch: Batch) -> TrainState:
+  """A state of the right shapes, whose initialisation need not be compiled."""
+  rng = np.random.default_rng(0)
+
+  def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.key(0)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      return jnp.zeros(leaf.shape, leaf.dtype)
+    if len(leaf.shape) < 2:  # biases, and the variances of batch norm
+      return jnp.full(leaf.shape, 0.1, leaf.dtype)
+    return jnp.asarray(rng.normal(size=leaf.shape) / leaf.shape[-2] ** 0.5, leaf.dtype)
+
+  return jax.tree.map(fill, jax.eval_shape(trainer.init, jax.random.key(0), batch))
+
+
 def flat64(image: jax.Array) -> np.ndarray:
   return np.asarray(image, np.float64).reshape(len(image), -1)
 
