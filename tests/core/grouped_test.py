@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from fflax.core.grouped import grouped_conv
+from fflax.core.grouped import UNROLLED, grouped_conv
 from fflax.core.numerics import bfloat16, float32
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -84,6 +84,16 @@ def test_values_and_gradients_in_a_loop(numerics, strides, padding):
       assert a.dtype == jnp.float32
 
 
+def test_many_groups_are_a_loop_and_equal_few():
+  x, w = normal(0, 2, 4, 4, 2 * (UNROLLED + 1)), normal(1, 3, 3, 2, UNROLLED + 1)
+  dense = functools.partial(conv, lax.conv_general_dilated, groups=1)
+  many = functools.partial(grouped_conv, dense, groups=UNROLLED + 1)
+  assert "scan" in str(jax.make_jaxpr(many)(x, w))
+  few = functools.partial(grouped_conv, dense, groups=UNROLLED)
+  assert "scan" not in str(jax.make_jaxpr(few)(x[..., :-2], w[..., :-1]))
+  np.testing.assert_allclose(many(x, w)[..., :-1], few(x[..., :-2], w[..., :-1]), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [float32, bfloat16])
 def test_no_group_meets_another(make):
   """Exact zeros: in the Jacobian, and of what another group's infinities do to this one."""
@@ -119,7 +129,7 @@ def test_no_grouped_convolution_is_left(make):
   x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
   compiled = jax.jit(steps).lower(x, w).compile().as_text()
   convolutions = re.findall(r" convolution\(.*", compiled)
-  assert len(convolutions) == 3  # forward, input gradient, weight gradient
+  assert len(convolutions) == 2 * 3  # each group's forward, input gradient, weight gradient
   assert all("dim_labels=b01f_01io->b01f" in c for c in convolutions)
   assert not any("group_count" in c for c in convolutions)
 
@@ -133,7 +143,7 @@ def test_an_unused_input_gradient_is_not_computed():
 
   x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
   compiled = jax.jit(step).lower(x, w).compile().as_text()
-  assert len(re.findall(r" convolution\(", compiled)) == 2
+  assert len(re.findall(r" convolution\(", compiled)) == 2 * 2
 
 
 @pytest.mark.parametrize(
