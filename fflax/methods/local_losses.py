@@ -134,7 +134,7 @@ def local_losses(
     return x
 
   def logits(params: PyTree, stats: PyTree, out: LayerOut, key: Key | None) -> Array:
-    head = params["head"] if config.head == "learned" else stats["head"]
+    head = {**stats.get("head", {}), **params.get("head", {})}
     return apply_head(head, head_features(params, out), numerics, key)
 
   def compared(params: PyTree, act: Array, key: Key | None) -> Array:
@@ -155,10 +155,13 @@ def local_losses(
     if classifies:
       head = HEADS[config.head_init](key, head_features(params, out).shape[-1], num_classes)
       head = head if config.bias else {"kernel": head["kernel"]}
-      if config.head == "learned":
-        params["head"] = with_gradient_state(head, numerics)
-      else:
+      # Of a fixed head, only the state of gradients moves, where the numerics carry one.
+      trained = with_gradient_state(head, numerics)
+      if config.head == "fixed":
         stats["head"] = head
+        trained = {name: leaf for name, leaf in trained.items() if name not in head}
+      if trained:
+        params["head"] = trained
     if compares:
       key, width = jax.random.fold_in(key, 1), out.act.shape[-1]
       if out.act.ndim == 4:

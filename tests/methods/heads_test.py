@@ -60,16 +60,25 @@ def states_of(params) -> list:
   return [leaf for path, leaf in flat if getattr(path[-1], "key", None) == GRADIENT_STATE]
 
 
-@pytest.mark.parametrize("numerics", ["int8_ui8", "int8_dai8", "int8_gdai8_approximation"])
-@pytest.mark.parametrize("method", ["backprop", "hyperspherical"])
-def test_rivals_carry_a_state_for_every_product(method, numerics):
+RIVALS = ("int8_ui8", "int8_dai8", "int8_gdai8_approximation")
+
+
+@pytest.mark.parametrize(
+  ("method", "options", "products", "numerics"),
+  [
+    *(("backprop", {}, 3, numerics) for numerics in RIVALS),  # two layers, one head
+    *(("hyperspherical", {}, 4, numerics) for numerics in RIVALS),
+    ("local_losses", {"head": "fixed", "features": "goodness"}, 4, "int8_ui8"),
+  ],
+)
+def test_rivals_carry_a_state_for_every_product(method, options, products, numerics):
   """A state that is not written back would be searched for once and then stand still."""
-  trainer = make(method, NUMERICS[numerics]())
+  trainer = make(method, NUMERICS[numerics](), **options)
   state = trainer.init(jax.random.key(0), batch())
   new, metrics = jit(trainer.step)(state, batch())
   assert np.isfinite(metrics["loss"]).all()
   before, after = (states_of([s.params for s in t.layers]) for t in (state, new))
-  assert len(before) == (3 if method == "backprop" else 4)  # two layers; one head, or two
+  assert len(before) == products
   for a, b in zip(before, after, strict=True):
     assert not np.array_equal(a, b)
     assert np.isfinite(b).all()
