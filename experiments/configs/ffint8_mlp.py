@@ -3,6 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/ffint8_mlp.py \\
   --config.data.data_dir=DIR --config.numerics=int8
   Strict: --config.lookahead.mode=none. The float32 twin: without --config.numerics.
+All of the row in Table V: python -m experiments.studies.ff_int8_table5 --data_dir=DIR
 Published (Table V, another recipe): 94.3 % accuracy. Ours: not run in full yet.
 """
 

@@ -2,7 +2,7 @@
 
 Command: python -m experiments.train --config=experiments/configs/ffint8_small_cnn.py \\
   --config.data.data_dir=DIR --config.numerics=int8
-No published number. Not run yet.
+Grids: ffint8_cifar10_small, ffint8_cifar10_small_views. No published number. Not run yet.
 """
 
 from ml_collections import ConfigDict
