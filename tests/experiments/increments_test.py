@@ -34,6 +34,17 @@ def chosen(**changes):
   )
 
 
+def test_accuracies_by_hand():
+  """Class 0 has the greatest score everywhere, and is no answer until it has been seen."""
+  label = np.array([3, 0, 1, 2, 2])
+  scores = np.array([
+    [9, 0, 0, 3], [9, 0, 0, 3], [9, 8, 1, 2], [9, 1, 0, 2], [9, 0, 7, 2],
+  ], np.float32)  # fmt: skip
+  one = study.task_accuracies(scores, label, (1, 2), ((1, 2), (3, 0)))
+  assert one == pytest.approx([200 / 3, 0])
+  assert study.task_accuracies(scores, label, (1, 2, 3, 0), ((1, 2), (3, 0))) == [0, 50]
+
+
 def test_a_task_is_learned_and_the_first_one_forgotten(tmp_path):
   """The means answer too; what is done is read, not run again."""
   arm = study.Arm("p", chosen(), 2, loss="seen")
