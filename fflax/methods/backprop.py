@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core import losses, prototypes
+from fflax.core.heads import apply_head, lecun_head, with_gradient_state
 from fflax.core.normalize import NORMALIZATIONS, check_eps
-from fflax.core.numerics import GRADIENT_STATE, Numerics, float32
+from fflax.core.numerics import Numerics, float32
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
 
 
@@ -89,21 +90,13 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     width = features(out.out).shape[-1]
     if config.head == "cosine":
       return {"head": {"prototypes": prototypes.random_prototypes(key, num_classes, 1, width)}}, {}
-    kernel = jax.nn.initializers.lecun_normal()(key, (width, num_classes))
-    head: PyTree = {"kernel": kernel, "bias": jnp.zeros((num_classes,))}
-    if numerics.gradient_state is not None:
-      head["product"] = {GRADIENT_STATE: numerics.gradient_state(kernel.shape)}
-    return {"head": head}, {}
+    return {"head": with_gradient_state(lecun_head(key, width, num_classes), numerics)}, {}
 
-  def apply_head(head: PyTree, x: Array, key: Key | None) -> Array:
+  def logits_of(head: PyTree, x: Array, key: Key | None) -> Array:
     if config.head == "cosine":
       cosine = jax.vmap(lambda z: prototypes.cosines(z, head["prototypes"]))(x)
       return config.scale * cosine[..., 0]
-    bound = {"key": key} if numerics.takes_key else {}
-    if "product" in head:
-      bound["state"] = head["product"][GRADIENT_STATE]
-    numbers = (((1,), (0,)), ((), ()))
-    return numerics.dot_general(x, head["kernel"], numbers, **bound) + head["bias"][None, :]
+    return apply_head(head, x, numerics, key)
 
   def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
     del train, key
@@ -111,7 +104,7 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
     del stats
-    return apply_head(params["head"], features(out.out[0]), None) if params else None
+    return logits_of(params["head"], features(out.out[0]), None) if params else None
 
   def local_loss(
     params: PyTree, stats: PyTree, out: LayerOut, label: Array, context: PyTree, key: Key
@@ -119,7 +112,7 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
     del context
     if not params:
       return jnp.zeros(()), (stats, {})
-    logits = apply_head(params["head"], features(out.out[0]), key)
+    logits = logits_of(params["head"], features(out.out[0]), key)
     logits = losses.among(logits, config.loss_classes)
     loss = jnp.mean(losses.cross_entropy(logits, label, config.smoothing))
     return loss, (stats, {"train_accuracy": jnp.mean(jnp.argmax(logits, -1) == label)})
