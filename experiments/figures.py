@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from fflax.training.metrics import Row
 
@@ -200,20 +201,29 @@ def image_grid(
     raise ValueError(f"{lines} x {columns} images, but other numbers of values or titles")
   if images.shape[-1] not in (1, 3):
     images = images.mean(axis=-1, keepdims=True)
+  height, width, channels = images.shape[2:]
+  gap = max(2, height // 3)  # for the values
+  # One picture of all: axes of their own would take seconds for a hundred images.
+  canvas = np.ones((lines, height + gap, columns, width + 1, channels))
+  canvas[:, :height, :, :width] = np.clip(images, 0, 1).transpose(0, 2, 1, 3, 4)
+  canvas = canvas.reshape(lines * (height + gap), columns * (width + 1), channels)
   with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
-    size = (0.55 * columns + 0.8, 0.72 * lines + 0.5)
-    figure = Figure(figsize=(max(4.0, size[0]), size[1]), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for i, line in enumerate(axes):
-      line[0].set_ylabel(titles[i], rotation=0, ha="right", va="center")
-      for j, ax in enumerate(line):
-        image = np.clip(images[i, j], 0, 1)
-        gray = {"cmap": "gray", "vmin": 0, "vmax": 1} if image.shape[-1] == 1 else {}
-        ax.imshow(image.squeeze(-1) if gray else image, interpolation="nearest", **gray)
-        ax.set_xlabel(f"{values[i, j]:.2f}", fontsize=6, labelpad=1)
-        ax.set(xticks=[], yticks=[])
-        for spine in ax.spines.values():
-          spine.set(visible=not good[i, j], color=_VIEW_COLORS[1], linewidth=2)
+    size = (max(4.0, 0.55 * columns + 0.8), 0.72 * lines + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    ax = figure.subplots()
+    shown = np.repeat(canvas, 3, axis=-1) if channels == 1 else canvas
+    ax.imshow(shown, interpolation="nearest")
+    for i, j in np.ndindex(lines, columns):
+      top, left = i * (height + gap) - 0.5, j * (width + 1) - 0.5
+      below = (left + width / 2, top + height + 0.1 * gap)
+      ax.text(*below, f"{values[i, j]:.2f}", fontsize=6, ha="center", va="top")
+      if not good[i, j]:
+        frame = Rectangle((left, top), width, height, fill=False, ec=_VIEW_COLORS[1], lw=2)
+        ax.add_patch(frame)
+    ax.set_yticks((height + gap) * np.arange(lines) + (height - 1) / 2, titles)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=9, wrap=True)
     return _save(figure, path)
 
