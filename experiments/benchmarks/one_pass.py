@@ -149,8 +149,8 @@ def main(argv: list[str]) -> int:
   del argv
   values = flags.FLAGS
   with cli.checking():
-    classes = cli.parse_seeds(values.classes)
-    if min(classes) < 2 or max(classes) >= 784:
+    classes = [int(c) if c.strip().isdigit() else 0 for c in values.classes]
+    if not classes or min(classes) < 2 or max(classes) >= 784:
       raise ValueError(f"--classes takes numbers from 2 to 783, not {values.classes}")
   rows = []
   for number in classes:
