@@ -31,7 +31,7 @@ _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size"
 # Options that the first runs did not have; at their defaults they are no part of a run's identity.
 _LATER_METHOD_OPTIONS = {
   "backprop": ("head", "scale", "loss_classes"),
-  "hyperspherical": ("loss_classes",),
+  "hyperspherical": ("loss_classes", "center_rate"),
 }
 _LATER_NETWORK_OPTIONS = ("norm_groups", "label_maps")
 _LATER_OPTIMIZER_OPTIONS = ("end_rate", "milestones", "drop", "accumulate")

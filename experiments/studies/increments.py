@@ -285,6 +285,8 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, path: pathlib.Path) -> N
     else:
       ax.plot(range(1, len(curve) + 1), curve, style, marker=marker, ms=4, label=label)
   ax.set(xlabel="tasks learned", ylabel="accuracy on classes seen, %", ylim=(0, 100), title=title)
+  longest = max(len(r["after_each_task"]) for r in first.values())
+  ax.set_xticks(range(1, longest + 1))
   ax.grid(alpha=0.3)
   figure.legend(loc="outside lower center", frameon=False, fontsize=7)
   figure.savefig(path, dpi=120)
