@@ -4,7 +4,9 @@ Command: python -m experiments.train --config=experiments/configs/bsff_cifar10.p
   --config.data.data_dir=DIR
 Fewer units: --config.pbits.units=1. BGBSFF: --config.pbits.estimator=binary_slope. Loss before
 batch norm: --config.networks.cfse.loss_input=pre_norm. Answers of T sampled passes:
---config.eval_samples=T; without, the mean field answers.
+--config.eval_samples=T; without, the mean field answers. Counts as exact integers, int8 weights:
+--config.numerics=int8_counts; with binary gradients: --config.pbits.estimator=binary_slope
+--config.methods.binary_stochastic.error=binary --config.networks.cfse.norm=batch_frozen.
 The paper tells neither rate nor estimator: ours.
 Published: about 72 % accuracy; about 64 with the loss before batch norm, 53 with one unit.
 """

@@ -57,6 +57,7 @@ def norms(data: str) -> Grid:
   """Batch norm before the loss, after it, not at all, and what analog hardware could have."""
   choices: dict[str, dict[str, Any]] = {
     "batch norm": {},
+    "batch norm, its statistics without a gradient": {"norm": "batch_frozen"},
     "batch norm after the loss": {"loss_input": "pre_norm"},
     "no norm": {"norm": "none"},
     "running gain": {"norm": "gain"},

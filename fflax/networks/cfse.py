@@ -48,6 +48,12 @@ def _batch_norm(x: Array, square: Array | None, train: bool, affine: bool, name:
   return Normed(norm(x), None)
 
 
+def _batch_frozen(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
+  norm = SquareNorm(epsilon=1e-4, affine=affine, frozen=True, name=name)
+  normed = norm(x, x * x if square is None else square, train)
+  return normed if square is not None else normed._replace(square=None)
+
+
 def _no_norm(x: Array, square: Array | None, train: bool, affine: bool, name: str) -> Normed:
   del train, affine, name
   return Normed(x, square, jnp.ones(x.shape[-1]), jnp.zeros(x.shape[-1]))
@@ -70,6 +76,7 @@ def _gain_bias(x: Array, square: Array | None, train: bool, affine: bool, name: 
 NORMS: Mapping[str, Callable[[Array, Array | None, bool, bool, str], Normed]] = MappingProxyType(
   {
     "batch": _batch_norm,
+    "batch_frozen": _batch_frozen,
     "gain": _gain,
     "bias": _bias,
     "gain_bias": _gain_bias,
@@ -79,7 +86,8 @@ NORMS: Mapping[str, Callable[[Array, Array | None, bool, bool, str], Normed]] = 
 """Normalisations of `[B, H, W, C]` by name, inside a module.
 
 They map `(x, square, train, affine, name)` to `Normed`; for a square see `LayerOut`.
-`batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4. Without statistics
+`batch`: over batch and space, running averages with momentum 0.9, epsilon 1e-4; `batch_frozen`: the
+same, but no gradient passes the batch's statistics. Without statistics
 of the batch in the forward pass: `gain`, division by a running root mean square (momentum, epsilon
 as above) and a learned scale; `bias`, a learned offset alone; `gain_bias`, all three. What is
 learned is there if `affine`.

@@ -94,11 +94,13 @@ class SquareNorm(nn.Module):
     momentum: of the running averages.
     epsilon: added to the variance.
     affine: whether there are a learned scale and shift.
+    frozen: whether the batch's statistics count as constants in the gradient.
   """
 
   momentum: float = 0.9
   epsilon: float = 1e-5
   affine: bool = True
+  frozen: bool = False
 
   @nn.compact
   def __call__(self, x: Array, square: Array, train: bool = False) -> Normed:
@@ -110,6 +112,8 @@ class SquareNorm(nn.Module):
       axes = tuple(range(x.ndim - 1))
       mean = jnp.mean(x, axis=axes)
       var = jnp.maximum(jnp.mean(square, axis=axes) - jnp.square(mean), 0)
+      if self.frozen:
+        mean, var = lax.stop_gradient((mean, var))
       if not self.is_initializing():
         m = self.momentum
         mean_average.value = m * mean_average.value + (1 - m) * mean

@@ -218,7 +218,7 @@ def test_arguments_reach_the_layers():
     ({"groups": (0, 10, 1, 10)}, r"groups=\(0, 10, 1, 10\), but it must be a list of positive"),
     ({"channels": ()}, r"channels=\(\), but it must be a list of positive"),
     ({"pool_after": (2, 5)}, "layers are numbered from 1 to 4"),
-    ({"norm": "layer"}, "norm='layer'; allowed: batch, gain, bias, gain_bias, none"),
+    ({"norm": "layer"}, "norm='layer'; allowed: batch, batch_frozen, gain, bias, gain_bias, none"),
     ({"loss_input": "pre_bn"}, "loss_input='pre_bn'; allowed: post_norm, pre_norm"),
   ],
 )

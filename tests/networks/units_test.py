@@ -166,6 +166,26 @@ def test_square_norm_is_linens_batch_norm(train, affine):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
 
 
+def test_frozen_statistics_are_constants_of_the_gradient():
+  """As if the running averages, set to those of the batch, normalised; the values are the same."""
+  x = jnp.round(3 * jax.random.uniform(jax.random.key(0), (4, 3, 5)))
+  frozen, variables = SquareNorm(frozen=True), SquareNorm().init(jax.random.key(1), x, x * x)
+  still = {"mean": x.mean((0, 1)), "var": x.var((0, 1))}
+  params = jax.tree.map(lambda a: a + 0.1 * jnp.arange(5.0), variables["params"])
+
+  def loss(params, x, norm, stats, train):
+    own = {"params": params, "batch_stats": stats}
+    (y, square, *_), _ = norm.apply(own, x, x * x, train, mutable=["batch_stats"])
+    return jnp.sum(jnp.sin(y) + square * y)
+
+  got = jax.grad(loss, (0, 1))(params, x, frozen, variables["batch_stats"], True)
+  want = jax.grad(loss, (0, 1))(params, x, SquareNorm(), still, False)
+  full = jax.grad(loss, (0, 1))(params, x, SquareNorm(), variables["batch_stats"], True)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+  assert np.abs(full[1] - want[1]).max() > 0.1
+
+
 def test_square_norm_gives_the_exact_effect_of_every_flip():
   """At fixed statistics: `2 A^2 a_m + A^2 + 2 A B`, the difference of the squares themselves."""
   ours, _ = norms(False, epsilon=0.0)
