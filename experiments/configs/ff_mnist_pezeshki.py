@@ -5,8 +5,8 @@ in ten, as the original's do.
 
 Command: python -m experiments.train --config=experiments/configs/ff_mnist_pezeshki.py \\
   --config.data.data_dir=DIR
-Published: 6.84 % test error by per-label goodness; a rerun by others 6.85. Ours, seed 0 in bfloat16:
-7.17 (experiments/results/ff_mnist_pezeshki_bfloat16.json); another seed than the original's.
+Published: 6.84 % test error by per-label goodness; a rerun by others 6.85. Ours, seed 0, bfloat16:
+7.17 (experiments/results/ff_mnist_pezeshki_bfloat16.json).
 """
 
 from ml_collections import ConfigDict
