@@ -9,30 +9,23 @@ held-out images, biases not zero at the start.
 Time: minutes on 2 CPU cores. Not run yet.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.config import DataConfig, ExperimentConfig, to_flags
-from fflax.methods.local_losses import LocalLossesConfig
-from fflax.training.optimizers import OptimizerConfig
+from experiments.config import DataConfig, load_preset, to_flags
 
 
 def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
+  base = load_preset("monoforward_cifar10")
   return to_flags(
-    ExperimentConfig(
+    dataclasses.replace(
+      base,
       epochs=28,
-      method="local_losses",
-      methods={
-        "local_losses": LocalLossesConfig(
-          pool="none", bias=False, head_init="uniform", normalization="none", dropout=0.0
-        )
-      },
       networks={"mlp": {"sizes": (1000, 1000)}},
-      kernel_init="torch_linear",
-      schedule="greedy",
       epochs_per_layer=14,
-      readouts=("last_layer", "score_sum"),
-      optimizer=OptimizerConfig("adam", 1.57e-3),
+      optimizer=dataclasses.replace(base.optimizer, learning_rate=1.57e-3),
       data=DataConfig("mnist", batch_size=128, normalization="standard"),
       eval_every=14,
       checkpoint_every=14,

@@ -5,43 +5,28 @@ Command: python -m experiments.train --config=experiments/configs/predsim_digits
 Time: a few minutes on 2 CPU cores. Expected: about 97 % test accuracy (one seed: 96.67).
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.config import DataConfig, ExperimentConfig, to_flags
-from fflax.core.readouts import ReadoutConfig
-from fflax.methods.local_losses import LocalLossesConfig
-from fflax.training.optimizers import OptimizerConfig
+from experiments.config import DataConfig, load_preset, to_flags
 
 
 def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
+  base = load_preset("predsim_cifar10")
+  losses = dataclasses.replace(base.methods["local_losses"], pool_size=128, dropout=0.1)
+  optimizer = dataclasses.replace(base.optimizer, learning_rate=2e-3, milestones=(15, 22, 26, 28))
   return to_flags(
-    ExperimentConfig(
+    dataclasses.replace(
+      base,
       epochs=30,
-      method="local_losses",
-      methods={
-        "local_losses": LocalLossesConfig(
-          loss="predsim",
-          head_init="zero",
-          pool="number",
-          pool_size=128,
-          normalization="none",
-          dropout=0.1,
-          drop_channels=True,
-        )
-      },
+      methods={"local_losses": losses},
       network="small_cnn",
       networks={"small_cnn": {"channels": (16, 32, 32), "batch_norm": True}},
-      activation="leaky_relu",
-      kernel_init="torch_linear",
-      readouts=("softmax_last", "score_sum", "last_layer"),
-      readout=ReadoutConfig(head_bias=True),
-      optimizer=OptimizerConfig("adam", 2e-3, schedule="steps", milestones=(15, 22, 26, 28)),
-      readout_optimizer=OptimizerConfig(
-        "adam", 2e-3, schedule="steps", milestones=(15, 22, 26, 28)
-      ),
+      optimizer=optimizer,
+      readout_optimizer=optimizer,
       data=DataConfig("digits", batch_size=100),
-      eval_every=10,
       checkpoint_every=30,
     )
   )

@@ -8,49 +8,26 @@ network is ours, see predsim_cifar10.
 Time: many hours on 2 CPU cores; for a GPU or TPU. Not run yet.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
-from experiments.config import DataConfig, ExperimentConfig, to_flags
-from fflax.core.readouts import ReadoutConfig
+from experiments.config import load_preset, to_flags
 from fflax.data.augment import AugmentConfig
-from fflax.methods.local_losses import LocalLossesConfig
-from fflax.training.optimizers import OptimizerConfig
 
 
 def get_config() -> ConfigDict:
   """The configuration; override its fields with --config.x.y=value."""
+  base = load_preset("predsim_cifar10")
+  losses = dataclasses.replace(base.methods["local_losses"], pool_size=1024)
+  optimizer = dataclasses.replace(base.optimizer, milestones=(50, 75, 89, 94))
   return to_flags(
-    ExperimentConfig(
+    dataclasses.replace(
+      base,
       epochs=100,
-      method="local_losses",
-      methods={
-        "local_losses": LocalLossesConfig(
-          loss="predsim",
-          head_init="zero",
-          pool="number",
-          pool_size=1024,
-          normalization="none",
-          dropout=0.2,
-          drop_channels=True,
-        )
-      },
-      network="vgg8",
-      networks={"vgg8": {"batch_norm": True}},
-      activation="leaky_relu",
-      kernel_init="torch_linear",
-      readouts=("softmax_last", "score_sum", "last_layer"),
-      readout=ReadoutConfig(head_bias=True),
-      optimizer=OptimizerConfig("adam", 5e-4, schedule="steps", milestones=(50, 75, 89, 94)),
-      readout_optimizer=OptimizerConfig(
-        "adam", 5e-4, schedule="steps", milestones=(50, 75, 89, 94)
-      ),
-      data=DataConfig(
-        "mnist",
-        batch_size=128,
-        normalization="dataset",
-        augment=AugmentConfig(crop=2),
-      ),
-      eval_every=10,
-      checkpoint_every=10,
+      methods={"local_losses": losses},
+      optimizer=optimizer,
+      readout_optimizer=optimizer,
+      data=dataclasses.replace(base.data, name="mnist", augment=AugmentConfig(crop=2)),
     )
   )
