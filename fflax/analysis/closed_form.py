@@ -53,13 +53,19 @@ RULES: Mapping[str, Rule] = MappingProxyType(
   {
     "forward_forward": Rule(2, False),  # positive and negative; also FF-INT8
     "collaborative": Rule(2, False, broadcasts=2),  # what a compiler may merge counts twice
-    "hyperspherical": Rule(1, False),  # also distance-forward, local losses
+    "hyperspherical": Rule(1, False),
+    "local_losses": Rule(1, False),  # detached, as it is unless told otherwise
+    "dtg": Rule(1, False),  # its readouts are fixed projections
     "channelwise": Rule(1, False),
     "binary_stochastic": Rule(1, False),
     "backprop": Rule(1, True),
   }
 )
-"""By name of a registered method, which stands for its kind."""
+"""By name of a registered method, which stands for its kind.
+
+Of two there is none: layers of "recurrent" have two products and settle over time, those of
+"dtg_mlp" learn from two losses on views of their own.
+"""
 
 
 def expected_training_macs(

@@ -23,5 +23,5 @@ def test_entry(name):
 def test_names():
   assert list(NUMERICS) == [
     *("float32", "bfloat16", "int8", "int8_nearest"),
-    *("int8_ui8", "int8_dai8", "int8_gdai8_approximation"),
+    *("int8_ui8", "int8_dai8", "int8_gdai8_approximation", "int8_counts"),
   ]

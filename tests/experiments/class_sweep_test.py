@@ -7,7 +7,7 @@ import pytest
 
 from experiments import config
 from experiments.assembly import build
-from experiments.studies import class_figures, class_sweep
+from experiments.studies import class_figures, class_points
 from fflax.training.chunk import make_chunk
 
 
@@ -21,7 +21,7 @@ def small(**changes):
 
 def test_seeds_together_equal_the_same_run_alone():
   chosen, steps = small(), 30
-  found = class_sweep.point(chosen, [7, 8], steps)
+  found = class_points.point(chosen, [7, 8], steps)
   experiment = build(dataclasses.replace(chosen, seed=8))
   state, _ = make_chunk(experiment.trainer, experiment.feed, steps)(
     experiment.init(), experiment.images, experiment.labels, steps
@@ -35,7 +35,7 @@ def test_seeds_together_equal_the_same_run_alone():
 
 
 def test_an_ensemble_has_nets_of_its_own_on_one_seed_s_data():
-  many = class_sweep.point(small(), [7], 30, members=3)
+  many = class_points.point(small(), [7], 30, members=3)
   assert len(many["test"]) == 1
   assert len(many["layers"]) == 3
   assert len({tuple(row) for row in many["layers"]}) == 3
@@ -48,12 +48,12 @@ def test_data_whose_statistics_differ_between_seeds_are_refused():
     chosen, data=dataclasses.replace(chosen.data, normalization="dataset")
   )
   with pytest.raises(ValueError, match="^a sweep needs data 'synthetic'[^\n]*$"):
-    class_sweep.point(chosen, [0], 1)
+    class_points.point(chosen, [0], 1)
 
 
 def test_differences_are_paired_and_wins_counted(tmp_path):
   mine, other = {5: [0.5, 0.7], 50: [0.4, 0.6]}, {5: [0.51, 0.68], 50: [0.3, 0.5]}
-  (found,) = class_sweep.analysis({"a": mine, "b": other}, low=20)
+  (found,) = class_points.analysis({"a": mine, "b": other}, low=20)
   assert found["differences"] == {"5": [-1.0, 2.0], "50": [10.0, 10.0]}
   assert found["wins"] == {"5": 1, "50": 2}
   assert found["contrast"]["value"] == pytest.approx(9.5)
@@ -68,4 +68,4 @@ def test_differences_are_paired_and_wins_counted(tmp_path):
   assert "Low +0.50, high +10.00: +9.50" in text
   class_figures.draw(rows, [found], tmp_path / "figure.png")
   assert (tmp_path / "figure.png").stat().st_size > 1000
-  assert "contrast" not in class_sweep.analysis({"a": mine, "b": other}, low=50)[0]
+  assert "contrast" not in class_points.analysis({"a": mine, "b": other}, low=50)[0]

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.assembly import build
 from experiments.config import DataConfig, ExperimentConfig
-from experiments.ensemble import accuracies, probabilities
+from experiments.ensembles import accuracies, probabilities
 
 
 def member(seed, experiment):

@@ -6,14 +6,14 @@ import json
 import pytest
 
 from experiments import config, results
-from experiments.studies import ff_int8_table5 as table5
+from experiments.studies import table5
 from experiments.studies.grids import GRIDS
 from fflax.training.lookahead import LookaheadConfig
 
 
 @pytest.mark.parametrize("network", table5.PUBLISHED)
 def test_published_numbers_agree_with_the_grids(network):
-  grid, told = GRIDS[table5._NETWORKS[network]](), table5.PUBLISHED[network]
+  grid, told = GRIDS[table5.NETWORKS[network]](), table5.PUBLISHED[network]
   errors = {label: round(100 - cell.accuracy_percent, 1) for label, cell in told.items()}
   assert errors == grid.published
 
