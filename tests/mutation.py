@@ -276,6 +276,13 @@ FAULTS = (
     ("tests/analysis/robustness_test.py", "-k", "pgd"),
   ),
   Fault(
+    "the deployed answer's gradient stops between the layers",
+    "fflax/training/sweeps.py",
+    "    x = hand_on_views(run.method, out, False, None)\n",
+    "    x = lax.stop_gradient(hand_on_views(run.method, out, False, None))\n",
+    ("tests/analysis/robustness_test.py", "-k", "every_method"),
+  ),
+  Fault(
     "an attack climbs the own class's score",
     "fflax/analysis/robustness.py",
     "return jnp.max(others, axis=1) - own[:, 0]",
