@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from experiments.assembly import check, count_parameters, trainer_parts
 from experiments.config import ExperimentConfig
+from experiments.controls import matched_backprop
 from experiments.firing import Measured, draws, twin_of
 from experiments.firing import as_dict as firing_as_dict
 from experiments.pbit_hardware import SAMPLES, Pass, judge
@@ -23,11 +24,9 @@ from fflax.analysis.firing import READINGS
 from fflax.analysis.memory import compiled_memory
 from fflax.analysis.plain import plain_numerics
 from fflax.analysis.traffic import optimizer_bits
-from fflax.core.int8_config import Int8Config
 from fflax.core.numerics_registry import make_numerics
 from fflax.data import sources
 from fflax.methods.registry import make_method
-from fflax.training.lookahead import LookaheadConfig
 from fflax.training.step import make_trainer
 from fflax.types import Array, Batch, Trainer, TrainState
 
@@ -77,21 +76,6 @@ def find_task(config: ExperimentConfig) -> Task:
   return Task(found.train.image.shape[1:], found.num_classes, data.name)
 
 
-def control_of(config: ExperimentConfig, numerics: str) -> ExperimentConfig:
-  """The matched backprop control: same network, data and batches, its own head and nothing more."""
-  if numerics != config.numerics:  # without the settings of numerics that it does not have
-    config = dataclasses.replace(config, int8=Int8Config(), weight_store="float32")
-  return dataclasses.replace(
-    config,
-    method="backprop",
-    numerics=numerics,
-    schedule="simultaneous",
-    epochs_per_layer=0,
-    lookahead=LookaheadConfig(),
-    readouts=("score_sum",),
-  )
-
-
 def columns(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
   """The run and its controls, in float32 and in the run's own numerics.
 
@@ -103,7 +87,7 @@ def columns(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     found["run"] = dataclasses.replace(config, eval_samples=max(1, config.eval_samples))
   for numerics in dict.fromkeys(("float32", config.numerics)):
     real = twin_of(config, numerics) if draws(config) else config
-    found[f"backprop {numerics}"] = control_of(real, numerics)
+    found[f"backprop {numerics}"] = matched_backprop(real, None, numerics)
   if draws(config) and config.method != "backprop":
     for numerics in ("float32", "int8"):
       twin = twin_of(config, numerics)

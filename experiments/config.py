@@ -30,7 +30,7 @@ _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size"
 
 # Options that the first runs did not have; at their defaults they are no part of a run's identity.
 _LATER_METHOD_OPTIONS = {
-  "backprop": ("head", "scale", "loss_classes"),
+  "backprop": ("head", "scale", "loss_classes", "normalize_input"),
   "hyperspherical": ("loss_classes", "center_rate"),
 }
 _LATER_NETWORK_OPTIONS = ("norm_groups", "label_maps")

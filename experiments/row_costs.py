@@ -7,7 +7,6 @@ from typing import Any
 
 from experiments.card import (
   Task,
-  control_of,
   find_task,
   prediction_cost,
   step_memory,
@@ -15,6 +14,7 @@ from experiments.card import (
   training_cost,
 )
 from experiments.config import ExperimentConfig
+from experiments.controls import matched_backprop
 from experiments.firing import draws, twin_of
 
 
@@ -49,9 +49,8 @@ def row_costs(
     "control": None,
   }
   if config.method != "backprop":
-    control = control_of(
-      twin_of(config, config.numerics) if draws(config) else config, config.numerics
-    )
+    real = twin_of(config, config.numerics) if draws(config) else config
+    control = matched_backprop(real, head=None)
     step = training_cost(traced_trainer(control, task), task, batch).per_example(batch)
     found["control"] = {
       "training_macs": step.total("macs"),

@@ -58,8 +58,9 @@ def main(argv: list[str]) -> int:
   costs: dict[str, dict[str, Any]] = {}
   for label, one in chosen.items():
     with cli.checking():
+      # Before the training: what cannot be counted is said at once.
+      cost = row_costs(one, memory=_MEMORY.value)
       point = run_point(one, seeds, folder, grid.samples)
-    cost = row_costs(one, memory=_MEMORY.value)
     new = rows_of(point, grid, label, seeds, command, cost)
     rows += new
     if grid.samples:

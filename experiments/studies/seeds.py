@@ -78,7 +78,8 @@ def main(argv: list[str]) -> int:
     experiments = [build(dataclasses.replace(base, seed=s)) for s in seeds]
   preset = config.preset_name(config_flags.get_config_filename(flags.FLAGS["config"]))
   matrix = prove_locality(experiments[0])
-  cost = row_costs(base, memory=_MEMORY.value)
+  with cli.checking():
+    cost = row_costs(base, memory=_MEMORY.value)
   console.print(locality_line(experiments[0], matrix))
   tests: list[dict[str, float]] = []
   for experiment in experiments:

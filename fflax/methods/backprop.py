@@ -10,9 +10,11 @@ import jax.numpy as jnp
 
 from fflax.core import losses, prototypes
 from fflax.core.heads import apply_head, lecun_head, with_gradient_state
-from fflax.core.normalize import NORMALIZATIONS, check_eps
+from fflax.core.normalize import CHANNEL_NORMS, NORMALIZATIONS, check_eps
 from fflax.core.numerics import Numerics, float32
 from fflax.types import Array, Batch, Key, LayerOut, Method, Metrics, Place, PyTree
+
+_BY_CHANNELS = {f"channel_{name}": CHANNEL_NORMS[name] for name in ("layer", "rms")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,10 @@ class BackpropConfig:
     scale: of head "cosine".
     smoothing: label smoothing of every head's cross-entropy.
     loss_classes: the classes that compete in the loss, () for all.
-    normalization, eps: of the input and between dense layers, so that a control can share the local
-      method's length normalisation; "none" is plain backprop.
+    normalization, eps: what a control shares with the local method: "rms" or "l2", of the length of
+      the input and between dense layers; "channel_layer" or "channel_rms", over the channels of
+      whatever a layer hands on, maps, too, and never of the input; "none" is plain backprop.
+    normalize_input: whether "rms" and "l2" normalise the image, too.
   """
 
   heads: str = "last"
@@ -38,6 +42,7 @@ class BackpropConfig:
   normalization: str = "none"
   eps: float = 1e-6
   loss_classes: tuple[int, ...] = ()
+  normalize_input: bool = True
 
   def check(self) -> None:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
@@ -47,9 +52,10 @@ class BackpropConfig:
       raise ValueError(f"backprop head must be 'linear' or 'cosine', not {self.head!r}")
     if not self.scale > 0:
       raise ValueError(f"backprop scale must be positive, not {self.scale}")
-    if self.normalization not in NORMALIZATIONS:
+    allowed = (*NORMALIZATIONS, *_BY_CHANNELS)
+    if self.normalization not in allowed:
       raise ValueError(
-        f"backprop normalization must be one of {tuple(NORMALIZATIONS)}, not {self.normalization!r}"
+        f"backprop normalization must be one of {allowed}, not {self.normalization!r}"
       )
     check_eps(self.eps)
     losses.check_classes(self.loss_classes)
@@ -71,10 +77,12 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
   """
   config.check()
   numerics = numerics or float32()
-  normalize = jax.vmap(lambda x: NORMALIZATIONS[config.normalization](x, config.eps))
+  by_channels = _BY_CHANNELS.get(config.normalization)
+  length = NORMALIZATIONS["none" if by_channels else config.normalization]
+  normalize = jax.vmap(lambda x: length(x, config.eps))
 
   def plain_view(image: Array) -> Array:
-    return normalize(image)
+    return normalize(image) if config.normalize_input else image
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
     del key, class_scores
@@ -100,6 +108,8 @@ def backprop(config: BackpropConfig, num_classes: int, numerics: Numerics | None
 
   def hand_on(out: LayerOut, *, train: bool, key: Key | None = None) -> Array:
     del train, key
+    if by_channels is not None:
+      return by_channels(out.out, config.eps)
     return normalize(out.out) if out.out.ndim == 2 else out.out
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import batches, config
-from experiments.assembly import build
+from experiments.assembly import build, check
 from experiments.controls import matched_backprop
 from experiments.studies import attacks
 from fflax.data import synthetic
@@ -76,10 +76,57 @@ def test_the_control_differs_in_method_and_readout_only():
   method = found.methods["backprop"]
   assert (method.head, method.scale, method.normalization) == ("cosine", 10.0, "rms")
   conv = matched_backprop(config.load_preset("hff_cnn_digits"), "linear").methods["backprop"]
-  assert (conv.head, conv.normalization) == ("linear", "none")
+  assert (conv.head, conv.normalization, conv.normalize_input) == ("linear", "rms", False)
   assert config.load_preset("bp_matched:hff_digits") == matched_backprop(
     config.load_preset("hff_digits")
   )
+
+
+@pytest.mark.parametrize(
+  ("preset", "normalization"),
+  [("dtg_mnist", "channel_layer"), ("local_ce_digits", "channel_layer"), ("ff_digits", "rms")],
+)
+def test_the_control_normalises_as_the_method(preset, normalization):
+  chosen = config.load_preset(f"bp_matched:{preset}")
+  check(chosen)
+  found = chosen.methods["backprop"]
+  own = config.load_preset(preset)
+  assert (found.normalization, found.eps) == (normalization, own.methods[own.method].eps)
+  assert found.normalize_input == (normalization == "rms")
+
+
+def test_presets_must_share_readouts_and_test_images(monkeypatch):
+  """Another set with the same labels would be scored against images that it does not have."""
+  attacks.check_presets(presets(), ["score_sum", "last_layer"])
+  for readouts, sentence in (
+    (["score_sum", "scoresum"], "^unknown readout 'scoresum'"),
+    (["score_sum", "softmax_head"], "^no preset has the readout 'softmax_head'$"),
+    (["last_layer"], "^preset 'control' has none of the readouts last_layer$"),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      attacks.check_presets(presets(), readouts)
+
+  def other(chosen):
+    e = build(chosen)
+    t = e.dataset.test
+    backprop = chosen.method == "backprop"
+    test = t._replace(image=t.image[::-1]) if backprop else t
+    return e._replace(dataset=e.dataset._replace(test=test))
+
+  monkeypatch.setattr(attacks, "build", other)
+  with pytest.raises(ValueError, match="^the presets of this study must share their test split$"):
+    attacks.check_presets(presets(), ["score_sum"])
+
+
+def test_unmatched_clean_accuracies_are_told():
+  def row(preset, readout, mean, strength=0.0):
+    values = {"preset": preset, "readout": readout, "mean": mean, "strength": strength}
+    return {**values, "attack": "pgd"}
+
+  rows = [row("a", "score_sum", 97.5), row("b", "score_sum", 97.0), row("b", "score_sum", 9, 0.1)]
+  assert attacks.mismatch(rows) == "" == attacks.mismatch(rows[:1])
+  text = attacks.mismatch([*rows, row("a", "last_layer", 96.25)])
+  assert "by up to 0.75 points, b (score_sum) 97.00 % against a (last_layer) 96.25 %" in text
 
 
 def test_features_without_pixels_are_refused():

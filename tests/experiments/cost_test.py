@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from experiments.assembly import check
-from experiments.card import Task, card, columns, control_of, find_task, notes, ratio
+from experiments.card import Task, card, columns, find_task, notes, ratio
 from experiments.config import from_mapping
 from experiments.console import si
+from experiments.controls import matched_backprop
 
 ROOT = pathlib.Path(__file__).parents[2]
 MNIST = Task((28, 28, 1), 10, "mnist")
@@ -97,7 +98,8 @@ def test_controls_differ_from_the_run_in_the_method_alone():
   )
   assert list(columns(config)) == ["run", "backprop float32", "backprop bfloat16"]
   assert list(columns(make())) == ["run", "backprop float32"]
-  control = control_of(config, "bfloat16")
+  control = matched_backprop(config, None, "bfloat16")
+  assert columns(config)["backprop bfloat16"] == control
   assert (control.method, control.schedule, control.readouts) == (
     "backprop",
     "simultaneous",

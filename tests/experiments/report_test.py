@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from experiments import config, gaps, report, results
-from experiments.card import Task
+from experiments.card import Task, traced_trainer
+from experiments.controls import matched_backprop
 from experiments.row_costs import row_costs
 
 COLUMNS = {
@@ -69,6 +70,32 @@ def test_costs_of_a_row_are_those_of_its_products_and_its_control():
   assert found["control"]["training_macs"] == 3 * (sum(weights) + head) - weights[0]
   assert found["step_bytes"] is None
   assert row_costs(config.load_preset("bp_digits"), memory=False)["control"] is None
+
+
+def test_a_control_has_one_view():
+  """Label maps and statistics or scales by view would be of nothing in it."""
+  parted = config.from_mapping(
+    {
+      "network": "small_cnn",
+      "networks": {
+        "small_cnn": {"channels": (4, 4), "batch_norm": True, "norm_groups": 2, "label_maps": 10}
+      },
+      "methods": {"forward_forward": {"label_style": "channels", "goodness": "mean"}},
+      "numerics": "int8",
+      "int8": {"scale_groups": 2, "weight_scale": "channel"},
+      "schedule": "greedy",
+      "epochs_per_layer": 3,
+      "data": {"batch_size": 4},
+    }
+  )
+  task = Task((8, 8, 1), 10, "digits")
+  for head in (None, "cosine"):
+    control = matched_backprop(parted, head)
+    options = control.networks["small_cnn"]
+    assert (options["label_maps"], options["norm_groups"], options["channels"]) == (0, 1, (4, 4))
+    assert (control.int8.scale_groups, control.int8.weight_scale) == (1, "channel")
+    assert control.epochs_per_layer == 0
+    assert traced_trainer(control, task).locality == "global"
 
 
 def write(folder, name, rows):

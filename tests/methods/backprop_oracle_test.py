@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fflax.core.normalize import channel_rms_norm as rms
+from fflax.core.normalize import layer_norm
 from fflax.core.readouts import last_layer, score_sum
 from fflax.methods.backprop import BackpropConfig, backprop
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
@@ -117,6 +119,23 @@ def test_a_dead_example_does_not_poison_the_gradient():
   dense["bias"] = jnp.full_like(dense["bias"], -100.0)
   new, _ = jit(trainer.step)(state, batch)
   assert all(np.all(np.isfinite(w)) for s in new.layers for w in jax.tree.leaves(s.params))
+
+
+@pytest.mark.parametrize(("name", "own"), [("channel_layer", layer_norm), ("channel_rms", rms)])
+def test_norms_over_channels_are_of_maps_too_and_never_of_the_image(name, own):
+  method = backprop(BackpropConfig(normalization=name, eps=0.1), CLASSES)
+  for shape in ((2, 5), (2, 3, 3, 5)):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    np.testing.assert_array_equal(method.hand_on(LayerOut(x, x, x), train=True), own(x, 0.1))
+    np.testing.assert_array_equal(method.plain_view(x), x)
+
+
+def test_an_image_left_as_it_is_keeps_the_norm_between_layers():
+  method = backprop(BackpropConfig(normalization="rms", normalize_input=False), CLASSES)
+  x = jax.random.normal(jax.random.key(0), (2, 5))
+  np.testing.assert_array_equal(method.plain_view(x), x)
+  lengths = jnp.mean(jnp.square(method.hand_on(LayerOut(x, x, x), train=True)), axis=-1)
+  np.testing.assert_allclose(lengths, 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
