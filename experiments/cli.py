@@ -125,14 +125,19 @@ def command_line(module: str, argv: Sequence[str], data_dir: str = "data_dir") -
   return shlex.join(["python", "-m", module, *kept])
 
 
+def at_least_one(flag: str, values: Sequence[str], what: str) -> None:
+  """Raises ValueError, one sentence, if a list flag is empty."""
+  if not values:
+    raise ValueError(f"--{flag} needs at least one {what}")
+
+
 def parse_seeds(values: Sequence[str]) -> list[int]:
   """The values of `--seeds` as integers.
 
   Raises:
     ValueError: there is none, one is no integer, or one comes twice; one sentence.
   """
-  if not values:
-    raise ValueError("--seeds needs at least one seed")
+  at_least_one("seeds", values, "seed")
   found: list[int] = []
   for value in values:
     try:

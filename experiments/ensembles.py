@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from experiments.assembly import Experiment
+from fflax.data.dataset import Dataset
 from fflax.types import TrainState
 
 Member = tuple[Experiment, TrainState]
@@ -27,6 +28,27 @@ def probabilities(member: Member) -> np.ndarray:
   return np.concatenate([np.asarray(part) for part in parts])
 
 
+def check_test_split(datasets: Sequence[Dataset], what: str, *, images: bool = False) -> None:
+  """Refuses data sets whose test examples are not the same ones in the same order.
+
+  Args:
+    datasets: of the runs.
+    what: they are, for the sentence.
+    images: whether the images must be equal too, of the same size and range, not the labels alone.
+
+  Raises:
+    ValueError: one sentence.
+  """
+  first = datasets[0]
+  for other in datasets[1:]:
+    same = np.array_equal(other.test.label, first.test.label)
+    if same and images:
+      same = other.max_value == first.max_value
+      same = same and np.array_equal(other.test.image, first.test.image)
+    if not same:
+      raise ValueError(f"{what} must share their test split")
+
+
 def accuracies(members: Sequence[Member]) -> tuple[list[float], float]:
   """Test accuracy (fractions) of each member, and of the mean of their probabilities.
 
@@ -35,10 +57,8 @@ def accuracies(members: Sequence[Member]) -> tuple[list[float], float]:
   """
   if len(members) < 2:
     raise ValueError(f"an ensemble has two runs or more, not {len(members)}")
+  check_test_split([experiment.dataset for experiment, _ in members], "the runs of an ensemble")
   label = members[0][0].dataset.test.label
-  for experiment, _ in members[1:]:
-    if not np.array_equal(experiment.dataset.test.label, label):
-      raise ValueError("the runs of an ensemble must share their test split")
   chances = np.stack([probabilities(member) for member in members])
   right = lambda p: float(np.mean(np.argmax(p, axis=-1) == label))  # noqa: E731
   return [right(p) for p in chances], right(chances.mean(axis=0))

@@ -14,27 +14,35 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, config, console, figures, workdir
-from experiments.assembly import Experiment, build
+from experiments import cli, console, figures
+from experiments.assembly import Experiment
 from experiments.batches import in_batches
-from experiments.running import restored
+from experiments.running import reopened
 from fflax.core import prototypes
 from fflax.core.numerics_registry import make_numerics
 from fflax.methods.hyperspherical import make_features
 from fflax.types import Array, TrainState
 
 
-def training_cosines(experiment: Experiment, state: TrainState, layer: int) -> np.ndarray:
-  """Of every training image with every prototype of a layer, `[N, K, M]`.
+def check(experiment: Experiment, layers: Sequence[int]) -> None:
+  """Refuses what cannot be shown.
 
   Raises:
-    ValueError: the run has no prototypes, or no such layer.
+    ValueError: the run has no prototypes, no images or no such layer; one sentence.
   """
   chosen, names = experiment.config, experiment.trainer.layer_names
   if chosen.method != "hyperspherical":
     raise ValueError(f"method {chosen.method!r} has no prototypes: 'hyperspherical' has")
-  if not -len(names) <= layer < len(names):
-    raise ValueError(f"there is no layer {layer}: the run has {len(names)}, counted from 0")
+  if experiment.dataset.train.image.ndim != 4:
+    raise ValueError(f"the nearest images are shown: data set {chosen.data.name!r} has none")
+  for layer in layers:
+    if not -len(names) <= layer < len(names):
+      raise ValueError(f"there is no layer {layer}: the run has {len(names)}, counted from 0")
+
+
+def training_cosines(experiment: Experiment, state: TrainState, layer: int) -> np.ndarray:
+  """Of every training image with every prototype of a layer, `[N, K, M]`."""
+  chosen = experiment.config
   numerics = make_numerics(chosen.numerics, chosen.int8)
   _, features = make_features(chosen.methods["hyperspherical"], numerics)
 
@@ -58,11 +66,7 @@ def nearest(cosines: np.ndarray, count: int) -> np.ndarray:
 def show(
   experiment: Experiment, state: TrainState, layer: int, count: int, path: pathlib.Path
 ) -> float:
-  """Draws the nearest images of a layer's prototypes; the share of those of the own class.
-
-  Raises:
-    ValueError: see `training_cosines`, or the examples are no images.
-  """
+  """Draws the nearest images of a layer's prototypes; the share of those of the own class."""
   cosines = training_cosines(experiment, state, layer)
   rows = nearest(cosines, count)
   split, (classes, each, count) = experiment.dataset.train, rows.shape
@@ -88,18 +92,15 @@ def main(argv: list[str]) -> int:
   values = flags.FLAGS
   folder = pathlib.Path(values.workdir).expanduser()
   with cli.checking():
-    read = config.as_dict(workdir.read_config(folder))
-    if values.data_dir:
-      read["data"]["data_dir"] = values.data_dir
-    experiment = build(config.from_mapping(read))
-    state = restored(experiment, folder)
     layers = parse_layers(values.layers)
-    names = experiment.trainer.layer_names
-    for layer in layers or range(len(names)):
-      name = names[layer] if -len(names) <= layer < len(names) else ""
-      path = folder / "figures" / f"prototypes_{name}.png"
-      share = show(experiment, state, layer, values.nearest, path)
-      console.console.print(f"layer {name:12s} {100 * share:6.2f} % of the class itself  {path}")
+    experiment, state = reopened(folder, values.data_dir)
+    check(experiment, layers)
+  names = experiment.trainer.layer_names
+  for layer in layers or range(len(names)):
+    path = folder / "figures" / f"prototypes_{names[layer]}.png"
+    share = show(experiment, state, layer, values.nearest, path)
+    told = f"layer {names[layer]:12s} {100 * share:6.2f} % of the class itself  {path}"
+    console.console.print(told)
   return 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -12,11 +13,13 @@ import matplotlib
 import numpy as np
 
 from experiments import config, results
-from experiments.assembly import Experiment
+from experiments.assembly import Experiment, build
 from experiments.batches import in_batches
 from experiments.console import console
+from experiments.ensembles import check_test_split
 from experiments.studies.points import trained
 from fflax.analysis import robustness
+from fflax.core.readouts import READOUTS
 from fflax.data.augment import make_preprocess
 from fflax.data.normalize import Normalization, statistics
 from fflax.types import Array, TrainState
@@ -26,6 +29,9 @@ import matplotlib.pyplot as plt
 
 GRADIENT_FREE = 100
 """Examples of the attack without gradients, which asks for very many answers."""
+
+MATCHED = 0.5
+"""Percent by which clean accuracies may differ between presets that are called equally accurate."""
 
 
 class Attacks(NamedTuple):
@@ -78,6 +84,29 @@ def check(experiment: Experiment) -> None:
   if experiment.dataset.test.image.ndim != 4:
     name = experiment.config.data.name
     raise ValueError(f"robustness is measured on images in [0, 1]: data set {name!r} has none")
+
+
+def check_presets(presets: Mapping[str, config.ExperimentConfig], readouts: Sequence[str]) -> None:
+  """Refuses, before anything is trained, what could not be attacked or compared in the end.
+
+  Raises:
+    ValueError: a readout is unknown or no preset's, a preset has none of them, its data are no
+      images, or the presets do not share their test split; one sentence.
+  """
+  for readout in readouts:
+    if readout not in READOUTS:
+      raise ValueError(f"unknown readout {readout!r}; there are {', '.join(READOUTS)}")
+    if not any(readout in one.readouts for one in presets.values()):
+      raise ValueError(f"no preset has the readout {readout!r}")
+  for name, one in presets.items():
+    if not set(readouts) & set(one.readouts):
+      raise ValueError(f"preset {name!r} has none of the readouts {', '.join(readouts)}")
+  datasets = []
+  for one in presets.values():
+    experiment = build(one)
+    check(experiment)
+    datasets.append(experiment.dataset)
+  check_test_split(datasets, "the presets of this study", images=True)
 
 
 def target(experiment: Experiment, state: TrainState, readout: str, examples: int) -> Target:
@@ -184,7 +213,7 @@ def measure(
         told = ", ".join(f"{a:.1f} at {s:.3g}" for s, a in found["pgd"].items())
         console.print(f"seed {seed}  {preset:24s} {readout:12s} PGD: {told} %")
     for preset, (one, _) in first.items():
-      for source in set(first) - {preset}:
+      for source in (s for s in first if s != preset):
         readout = next(r for r in readouts if r in presets[preset].readouts)
         for strength, images in first[source][1].items():
           key = (preset, readout, f"transfer from {source}", strength)
@@ -213,6 +242,23 @@ def rows_of(
     )
     for (preset, readout, name, strength), accuracies in values.items()
   ]
+
+
+def mismatch(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A sentence about clean accuracies that differ between presets by more than `MATCHED`, or ""."""
+  clean = [r for r in rows if r["attack"] == "pgd" and r["strength"] == 0]
+  pairs = [(a, b) for a, b in itertools.permutations(clean, 2) if a["preset"] != b["preset"]]
+  if not pairs:
+    return ""
+  high, low = max(pairs, key=lambda pair: pair[0]["mean"] - pair[1]["mean"])
+  gap = high["mean"] - low["mean"]
+  if gap <= MATCHED:
+    return ""
+  told = [f"{r['preset']} ({r['readout']}) {r['mean']:.2f} %" for r in (high, low)]
+  return (
+    f"Clean accuracies are not matched: they differ by up to {gap:.2f} points, {told[0]} against "
+    f"{told[1]}; where accuracy is lost under attack, part of the difference is there before it."
+  )
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str, note: str) -> str:

@@ -28,9 +28,16 @@ from typing import Any
 from absl import flags
 
 from experiments import cli, config, results
-from experiments.assembly import build
 from experiments.console import console
-from experiments.studies.attacks import Attacks, check, draw, measure, rows_of, table
+from experiments.studies.attacks import (
+  Attacks,
+  check_presets,
+  draw,
+  measure,
+  mismatch,
+  rows_of,
+  table,
+)
 
 _PRESETS = flags.DEFINE_list(
   "presets", ["hff_digits", "bp_matched:hff_digits"], "presets, the control last"
@@ -41,7 +48,9 @@ _SIGMAS = flags.DEFINE_list("sigmas", ["0.1", "0.2", "0.3", "0.4"], "of the nois
 _RADII = flags.DEFINE_list("radii", ["0.05", "0.1", "0.2", "0.3"], "of FGSM and PGD")
 _STEPS = flags.DEFINE_integer("steps", 40, "of PGD", lower_bound=1)
 _RESTARTS = flags.DEFINE_integer("restarts", 5, "of PGD", lower_bound=1)
-_DIRECTIONS = flags.DEFINE_integer("directions", 64, "of estimated gradients; 0: none")
+_DIRECTIONS = flags.DEFINE_integer(
+  "directions", 64, "of estimated gradients; 0: none", lower_bound=0
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 1000, "test images", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", None, "epochs of every run; default: the preset's")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "where data sets lie")
@@ -67,15 +76,13 @@ def main(argv: list[str]) -> int:
   del argv
   with cli.checking():
     seeds = cli.parse_seeds(_SEEDS.value)
+    cli.at_least_one("presets", _PRESETS.value, "preset")
+    cli.at_least_one("readouts", _READOUTS.value, "readout")
     changes: dict[str, Any] = {} if _EPOCHS.value is None else {"epochs": _EPOCHS.value}
     presets = {name: config.load_preset(name) for name in _PRESETS.value}
     for name, one in presets.items():
       data = dataclasses.replace(one.data, data_dir=_DATA_DIR.value or one.data.data_dir)
       presets[name] = dataclasses.replace(one, data=data, **changes)
-      if not set(_READOUTS.value) & set(one.readouts):
-        raise ValueError(f"preset {name!r} has none of the readouts {', '.join(_READOUTS.value)}")
-    for one in presets.values():
-      check(build(one))
     attacks = Attacks(
       numbers("sigmas", _SIGMAS.value),
       numbers("radii", _RADII.value),
@@ -83,6 +90,7 @@ def main(argv: list[str]) -> int:
       _RESTARTS.value,
       _DIRECTIONS.value,
     )
+    check_presets(presets, _READOUTS.value)
   study = "robustness_" + "".join(c if c.isalnum() else "_" for c in _PRESETS.value[0])
   study += f"_short_{_EPOCHS.value}_epochs" if _EPOCHS.value else ""
   folder = pathlib.Path(_RUNS.value) / study
@@ -94,8 +102,8 @@ def main(argv: list[str]) -> int:
   note = (
     f"The first {_EXAMPLES.value} test images (or all); strengths in units of pixels in [0, 1]; "
     f"PGD: {attacks.steps} steps, {attacks.restarts} random starts, margin and cross-entropy, the "
-    "worse for each example. Mean and deviation over the seeds."
-  )
+    "worse for each example. Mean and deviation over the seeds. " + mismatch(rows)
+  ).strip()
   path.with_suffix(".md").write_text(table(rows, title, note))
   draw(rows, title, path.with_suffix(".png"))
   console.print(f"results   {path}")

@@ -55,11 +55,16 @@ def test_cosines_are_those_that_the_layer_answers_with(tmp_path, monkeypatch):
 
 def test_what_has_no_prototypes_is_refused():
   experiment = small()
+  prototypes.check(experiment, [0, -2])
   with pytest.raises(ValueError, match="no layer 2: the run has 2"):
-    prototypes.training_cosines(experiment, None, 2)
+    prototypes.check(experiment, [0, 2])
   other = experiment._replace(config=dataclasses.replace(experiment.config, method="backprop"))
   with pytest.raises(ValueError, match="method 'backprop' has no prototypes"):
-    prototypes.training_cosines(other, None, 0)
+    prototypes.check(other, [])
+  flat = Split(np.zeros((3, 64), np.float32), np.arange(3))
+  features = experiment._replace(dataset=experiment.dataset._replace(train=flat))
+  with pytest.raises(ValueError, match="data set 'digits' has none"):
+    prototypes.check(features, [])
 
 
 def test_layers_are_numbers():
