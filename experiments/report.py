@@ -7,6 +7,7 @@ in a column of its own; then the measured ratios and the figures.
 
 import base64
 import html
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ class Section(NamedTuple):
 
 _HEAD = (
   "method", "preset or point", "network", "numerics", "readout", "test error %", "seeds",
-  "locality", "minus backprop (95 %)", "training MACs (of backprop)", "prediction MACs",
+  "locality", "against backprop", "training MACs (of backprop)", "prediction MACs",
   "step memory (of backprop)", "published %", "study",
 )  # fmt: skip
 
@@ -67,6 +68,7 @@ def _line(study: str, row: Mapping[str, Any], gap: Gap | None) -> list[str]:
   cost = row.get("cost") or {}
   control = cost.get("control") or {}
   error = "diverged" if row["mean"] is None else f"{row['mean']:.2f}"
+  lost = f" ({len(row['diverged'])} diverged)" if row["mean"] and row.get("diverged") else ""
   samples = row.get("samples")
   return [
     row["method"],
@@ -74,7 +76,7 @@ def _line(study: str, row: Mapping[str, Any], gap: Gap | None) -> list[str]:
     row["network"],
     row["numerics"],
     row.get("readout", "-") + (f", {samples} samples" if samples else ""),
-    error if row["std"] is None else f"{error} +- {row['std']:.2f}",
+    (error if row["std"] is None else f"{error} +- {row['std']:.2f}") + lost,
     str(len(row["seeds"])),
     row["locality"],
     "-" if gap is None else str(gap),
@@ -123,7 +125,7 @@ _TOLD = ("python", "jax", "jaxlib", "flax", "optax")
 
 
 def markdown(sections: Sequence[Section], folder: pathlib.Path) -> str:
-  """The page as Markdown; figures are linked, relative to `folder` where they lie below it."""
+  """The page as Markdown; figures are linked, relative to `folder`."""
   lines = ["# Results", "", _PREFACE, ""]
   for section in sections:
     lines += [f"## {section.title}", ""]
@@ -134,7 +136,7 @@ def markdown(sections: Sequence[Section], folder: pathlib.Path) -> str:
       lines += [f"| {' | '.join(c.replace('|', '/') for c in row)} |" for row in section.rows]
       lines.append("")
     for path in section.figures:
-      near = path.name if path.parent.resolve() == folder.resolve() else path.resolve().as_posix()
+      near = pathlib.Path(os.path.relpath(path, folder)).as_posix()
       lines += [f"![{path.stem}]({near})", ""]
   return "\n".join(lines).rstrip() + "\n"
 
@@ -162,9 +164,11 @@ def _cells(row: Sequence[str], tag: str) -> str:
 
 _PREFACE = (
   "Made by `python -m experiments.report` from the result files beside it. Test errors are means "
-  "and sample deviations over seeds, after the last epoch. The gap is to backprop on the same data "
-  "and network with the same numerics, paired by seed where both have the same seeds; it is not "
-  "tuned apart. MACs are counted per example from the traced step, memory is the compiler's."
+  "and sample deviations over seeds, after the last epoch. Against backprop on the same data and "
+  "network with the same numerics: the difference in points with its 95 % interval (paired by seed "
+  "where both have the same seeds), the ratio of the errors, the difference in log-odds of being "
+  "right, and which point it is; controls are not tuned apart. Where none stands, none was run. "
+  "MACs are counted per example from the traced step, memory is the compiler's."
 )
 
 _HTML_HEAD = """<!DOCTYPE html>

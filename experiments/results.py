@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 
 from experiments import workdir
-from experiments.config import ExperimentConfig
+from experiments.config import ExperimentConfig, as_dict
 
 FOLDER = pathlib.Path(__file__).parent / "results"
 
 
 def choices(config: ExperimentConfig) -> dict[str, Any]:
-  """The columns that say which point of the product of choices a row is."""
+  """The columns that say which point of the product of choices a row is.
+
+  "setting" is what a matched control shares with it beyond the names: the network's options, its
+  units, and how the data are split, normalised and augmented.
+  """
   sizes = config.networks[config.network].get("sizes")
   network = config.network + (f" {'-'.join(map(str, sizes))}" if sizes else "")
   return {
@@ -28,7 +32,22 @@ def choices(config: ExperimentConfig) -> dict[str, Any]:
     "schedule": config.schedule,
     "dataset": config.data.name,
     "epochs": config.epochs,
+    "setting": _setting(config),
   }
+
+
+def _setting(config: ExperimentConfig) -> dict[str, Any]:
+  values = as_dict(config)
+  options, data = values["networks"][config.network], values["data"]
+  return {
+    "network": {n: v for n, v in options.items() if n not in _OF_VIEWS},
+    "activation": config.activation,
+    "data": {n: data[n] for n in ("validation", "image_size", "normalization", "augment")},
+  }
+
+
+# A control has one view, without label maps.
+_OF_VIEWS = ("label_maps", "norm_groups")
 
 
 def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) -> dict[str, Any]:
@@ -81,6 +100,16 @@ def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> p
   return path
 
 
+_NEEDED = {"metric", "values", "mean", "std", "locality"}
+_NEEDED_OF = {
+  "test_error_percent": {
+    *("method", "network", "numerics", "dataset", "seeds", "preset", "epochs", "command")
+  },
+  "speedup": {"preset", "rival"},
+  "memory_ratio": {"preset", "rival"},
+}
+
+
 def read_studies(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The result files of a folder, by name.
 
@@ -91,7 +120,7 @@ def read_studies(folder: pathlib.Path) -> list[dict[str, Any]]:
   for path in sorted(folder.glob("*.json")):
     try:
       study = json.loads(path.read_text())
-      whole = all({"metric", "values", "mean", "std", "locality"} <= set(r) for r in study["rows"])
+      whole = all(_NEEDED | _NEEDED_OF.get(r["metric"], set()) <= set(r) for r in study["rows"])
       known = {"study", "commit", "versions", "device"} <= set(study)
     except (ValueError, TypeError, KeyError):
       whole = known = False

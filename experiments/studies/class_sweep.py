@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
   with cli.checking():
     seeds, classes = cli.parse_seeds(_SEEDS.value), [int(k) for k in _CLASSES.value]
     plans = {name: config.load_preset(name) for name in _PRESETS.value}
+    if _ENSEMBLE.value == 1:
+      raise ValueError("--ensemble=1 is a single net, which stands in the table already")
     folder = pathlib.Path(_RUNS.value) / "class_sweep"
     folder.mkdir(parents=True, exist_ok=True)
   labels = {name: (name, 1) for name in plans}
@@ -66,7 +68,10 @@ def main(argv: list[str]) -> int:
       rows.append(_row(label, chosen, seeds, members, found, command))
       console.print(f"{label:24s} {k:3d} classes  {rows[-1]['mean']:.2f} % test error")
   compared = analysis(accuracy, _LOW.value)
-  study = _STUDY.value or "class_sweep"
+  own = [
+    n for n in ("classes", "seeds", "presets") if flags.FLAGS[n].value != flags.FLAGS[n].default
+  ]
+  study = _STUDY.value or "class_sweep" + "".join(f"_other_{name}" for name in own)
   study += f"_short_{_STEPS.value}_steps" if _STEPS.value < 8000 else ""
   path = results.write_study(study, rows, compared=compared)
   path.with_suffix(".md").write_text(table(rows, compared))
@@ -121,7 +126,7 @@ def _row(
     layer_accuracy_percent=[[round(100 * a, 3) for a in one] for one in found["layers"]],
     published=None,
     command=command,
-    cost=row_costs(chosen, memory=False),
+    cost=row_costs(chosen, memory=False) if members == 1 else None,
   )
 
 

@@ -92,9 +92,9 @@ def table(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _variant(row: Mapping[str, Any]) -> str:
-  """By which readout, and how, a row's state answered; "" where there is but one way."""
+  """By which readout, and how, a row's state answered."""
   if "samples" not in row:
-    return ""
+    return str(row.get("readout", ""))
   samples = row["samples"]
   how = f"{samples} sample{'s' * (samples != 1)}" if samples else "mean field"
   return f"{row['readout']}, {how}"

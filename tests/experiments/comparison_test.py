@@ -78,6 +78,14 @@ def test_answers_of_one_state_stand_in_one_line(tmp_path):
   assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_readouts_of_one_state_are_columns_without_samples_too():
+  columns = {"seeds": [0], "diverged": [], "locality": "strict", "published": None, "preset": "a"}
+  rows = [results.row("e", [v], **columns, readout=r) for r, v in (("one", 1.0), ("two", 2.0))]
+  lines = comparison.table(Grid("Title", "ff_digits", {}), rows).splitlines()
+  assert lines[2] == "| | one, error % | two, error % | seeds | diverged | locality | published % |"
+  assert lines[4] == "| a | 1.00 +- 0.00 | 2.00 +- 0.00 | 1 | 0 | strict |  |"
+
+
 def test_points_are_asked_for_every_answer_of_one_state(tmp_path, monkeypatch):
   """Trained once; the answers differ, and are those of runs with that number of samples."""
   changes = {

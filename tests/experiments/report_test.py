@@ -22,9 +22,11 @@ def row(method, values, **changes):
   return results.row("test_error_percent", values, locality="strict", **columns)
 
 
-def test_the_control_has_the_same_data_network_and_numerics():
+def test_the_control_has_the_same_data_network_setting_and_numerics():
   mine = row("hyperspherical", [1.0])
   other = [
+    row("backprop", [0.05], members=4),
+    row("backprop", [0.07], setting={"activation": "tanh"}),
     row("backprop", [0.1], dataset="mnist"),
     row("backprop", [0.2], network="mlp 9"),
     row("backprop", [0.3], numerics="int8"),
@@ -32,7 +34,7 @@ def test_the_control_has_the_same_data_network_and_numerics():
     row("forward_forward", [0.4]),
     row("backprop", [3.0], command="another", epochs=9),
   ]
-  assert gaps.control_row(mine, other[:5]) is None
+  assert gaps.control_row(mine, other[:7]) is None
   assert gaps.control_row(mine, other)["mean"] == 3.0
   other.append(row("backprop", [4.0], command="another"))
   assert gaps.control_row(mine, other)["mean"] == 4.0  # as many epochs
@@ -48,13 +50,18 @@ def test_gaps_are_paired_by_seed_where_they_can_be():
   assert paired.paired
   assert paired.points == pytest.approx(np.mean(mine) - np.mean(control))
   assert paired.half_width == pytest.approx((interval.high - interval.low) / 2)
-  assert str(paired) == "+0.83 +- 0.72"
+  assert paired.ratio == pytest.approx(np.mean(mine) / np.mean(control))
+  odds = [(100 - np.mean(v)) / np.mean(v) for v in (mine, control)]
+  assert paired.log_odds == pytest.approx(np.log(odds[1] / odds[0]))
+  assert str(paired) == "+0.83 +- 0.72; x 1.29, +0.27; p"
   other = gaps.paired_gap(row("a", mine), row("backprop", control[:2], seeds=[4, 5]))
   interval = stats.ttest_ind(mine, control[:2], equal_var=False).confidence_interval()
   assert not other.paired
   assert other.half_width == pytest.approx((interval.high - interval.low) / 2)
   single = gaps.paired_gap(row("a", [3.0], seeds=[0]), row("backprop", [2.0], seeds=[0]))
-  assert str(single) == "+1.00"
+  assert str(single) == "+1.00; x 1.50, +0.42; p"
+  perfect = gaps.paired_gap(row("a", [3.0]), row("backprop", [0.0]))
+  assert (perfect.ratio, perfect.log_odds) == (np.inf, np.inf)
 
 
 def test_costs_of_a_row_are_those_of_its_products_and_its_control():
@@ -113,6 +120,7 @@ def test_the_page_holds_every_number_with_its_command_and_figure(tmp_path):
     row("backprop", [2.0, 3.0, 3.5]),
     row("hyperspherical", [9.0] * 3, readout="layer dense_1"),
     row("forward_forward", [], preset="<b>"),
+    row("forward_forward", [7.0, 8.0], preset="half", seeds=[0, 1], diverged=[2]),
   ])  # fmt: skip
   write(tmp_path, "two", [
     results.row("speedup", [2.0, 4.0], locality="strict", rival="torch", preset="fast")
@@ -122,11 +130,12 @@ def test_the_page_holds_every_number_with_its_command_and_figure(tmp_path):
   text = (tmp_path / "report.md").read_text()
   line = (
     "| hyperspherical | p | mlp 8 | float32 | score_sum | 3.67 +- 0.76 | 3 | strict | "
-    "+0.83 +- 0.72 | 3.00 M (1.50) | 1.00 M | 1.05 MB (0.50) | 2.5 | one |"
+    "+0.83 +- 0.72; x 1.29, +0.27; p | 3.00 M (1.50) | 1.00 M | 1.05 MB (0.50) | 2.5 | one |"
   )
   assert line in text.splitlines()
   assert "| speedup | fast | - | torch | 3.00 +- 1.41 | - | cpu | two |" in text.splitlines()
-  assert "diverged" in text
+  assert "| diverged |" in text
+  assert "| 7.50 +- 0.71 (1 diverged) |" in text
   assert "9.00" not in text  # layers have figures of their own
   assert "![one](one.png)" in text
   assert "`python -m a`" in text
