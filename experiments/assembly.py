@@ -94,6 +94,7 @@ def check(config: ExperimentConfig) -> None:
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
   names = ("network", "method", "schedule", "readouts", "lookahead", "rematerialize")
   check_run(*(parts[name] for name in names))
+  _check_accumulation(config, parts["method"])
 
 
 def _check_score(config: ExperimentConfig) -> None:
@@ -105,6 +106,16 @@ def _check_score(config: ExperimentConfig) -> None:
     raise ValueError(
       "pbits.estimator 'score' leaves the gradient to the loss, so it goes with method "
       "'binary_stochastic' and its error 'reinforce' or 'reinforce_baseline', and they with it"
+    )
+
+
+def _check_accumulation(config: ExperimentConfig, method: Method) -> None:
+  """One gradient, taken of layers and readouts at once, is one of equally many batches for both."""
+  own, heads = config.optimizer.accumulate, config.readout_optimizer.accumulate
+  if method.end_to_end_view is not None and own != heads:
+    raise ValueError(
+      f"layers of method {config.method!r} learn from the readouts, so optimizer.accumulate {own} "
+      f"and readout_optimizer.accumulate {heads} must be equal"
     )
 
 

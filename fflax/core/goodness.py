@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from fflax.core.pooling import grid_features
 from fflax.types import Array, LayerOut
 
 
@@ -56,6 +55,11 @@ def squared(out: LayerOut) -> Array:
   return jnp.square(out.out) if out.square is None else out.square
 
 
+def squared_activities(out: LayerOut) -> Array:
+  """`squared`, but of a layer's activities before any pooling or norm; float32."""
+  return _squares(out.act, out.act_square)
+
+
 def blockwise_mean_of_squares(square: Array, num_blocks: int) -> Array:
   """Mean of each of `num_blocks` contiguous blocks of channels, `[J]` float32.
 
@@ -82,12 +86,3 @@ def bounded_temperature(alpha: Array, low: float, high: float) -> Array:
   DTG-FF (Y. Chen, 2026, arXiv 2606.06539). At alpha 0 it is the middle; at a bound it freezes.
   """
   return low + (high - low) * jax.nn.sigmoid(alpha)
-
-
-def grid_goodness(act: Array, square: Array | None = None, grid: int = 2) -> Array:
-  """Squares, averaged over a grid of bins: `[B, H, W, C]` to `[B, grid * grid * C]`, float32.
-
-  "Spatial goodness" of DTG-FF (arXiv 2606.06539): a vector for each example, where the scalar
-  goodness of Forward-Forward is its mean. Units without a place, `[B, D]`, keep their squares.
-  """
-  return grid_features(_squares(act, square), grid)

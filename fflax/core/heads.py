@@ -63,9 +63,9 @@ HEADS: Mapping[str, Callable[[Key, int, int], PyTree]] = {
 """How a head begins, by name."""
 
 
-def with_gradient_state(head: PyTree, numerics: Numerics) -> PyTree:
-  """The head with the state that learning in these numerics carries, if they carry one."""
-  if numerics.gradient_state is None:
+def with_gradient_state(head: PyTree, numerics: Numerics | None) -> PyTree:
+  """The head with the state that learning in these numerics (None: float32) carries, if any."""
+  if numerics is None or numerics.gradient_state is None:
     return head
   return {**head, "product": {GRADIENT_STATE: numerics.gradient_state(head["kernel"].shape)}}
 
@@ -73,16 +73,17 @@ def with_gradient_state(head: PyTree, numerics: Numerics) -> PyTree:
 def apply_head(
   head: PyTree, x: Array, numerics: Numerics | None = None, key: Key | None = None
 ) -> Array:
-  """`x @ kernel + bias` of `[B, D]`, multiplied in `numerics` (None: float32).
+  """`x @ kernel + bias` of `[B, D]`, multiplied in `numerics`.
 
   Args:
     head: a head; without "bias", nothing is added.
     x: features.
-    numerics: how it multiplies.
+    numerics: how it multiplies. None: in float32 proper, also where a machine's usual float32
+      product rounds its operands (TF32 on GPUs, bfloat16 on TPUs).
     key: of rounding noise in training; None rounds to nearest.
   """
   if numerics is None:
-    logits = x @ head["kernel"]
+    logits = jnp.matmul(x, head["kernel"], precision=jax.lax.Precision.HIGHEST)
   else:
     bound = {"key": key} if numerics.takes_key else {}
     if "product" in head:

@@ -11,6 +11,10 @@ Counts of p-bits are integers already: with `activations="counts"` they are `q(x
 Derivatives treat every quantiser as the identity (straight-through). A scale that varies along the
 axis that a product sums over is multiplied into the other, still float, operand instead.
 
+In evaluation no gradient trains anything: that of the input, which attacks on a trained network
+ask for, is the float product with the weights as they are multiplied. A gradient rounded at one
+scale for the batch would be zero for every example whose own is small, and attacks seem harmless.
+
 Paper: Ma, Panda, Reda, "FF-INT8: Efficient Forward-Forward DNN Training on Edge Devices with INT8
 Precision", DAC 2025, arXiv 2506.22771.
 
@@ -52,10 +56,10 @@ def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
   """Products in int8, for operands, results and gradients in float32.
 
   Both functions take `key`, a typed key for rounding noise; None means evaluation: rounding to
-  nearest everywhere, and a scale for each row (of a convolution: image) of the left operand. With
-  a gradient other than "absmax" they also take `state`, and return the new state in the place of
-  its gradient. Reverse mode, `jit`, `vmap`, `scan`, `cond`; no forward mode. Functions of equal
-  settings compare equal and hash alike.
+  nearest, a scale for each row (of a convolution: image) of the left operand, and a gradient of
+  that operand which is not rounded. With a gradient other than "absmax" they also take `state`, and
+  return the new state in the place of its gradient. Reverse mode, `jit`, `vmap`, `scan`, `cond`; no
+  forward mode. Functions of equal settings compare equal and hash alike.
 
   Args:
     config: how to quantise; None is `Int8Config()`.
@@ -93,11 +97,12 @@ def _ui8_rate(state: Array) -> Array:
 
 
 class _Linear(Protocol):
-  """The three raw products of a linear map, on int8."""
+  """The three raw products of a linear map, on int8, and one of its gradients on floats."""
 
   def forward(self, x: Array, w: Array) -> Array: ...
   def input_gradient(self, g: Array, w: Array) -> Array: ...
   def weight_gradient(self, x: Array, g: Array) -> Array: ...
+  def float_input_gradient(self, g: Array, w: Array) -> Array: ...
   def part(self, parts: int) -> "_Linear":
     """The same map, of one of so many equal parts of the batch."""
     ...
@@ -117,6 +122,9 @@ class _Matrix:
 
   def weight_gradient(self, x: Array, g: Array) -> Array:
     return int8_dot_weight_gradient(x, g, backend=self.backend)
+
+  def float_input_gradient(self, g: Array, w: Array) -> Array:
+    return jnp.matmul(g, jnp.swapaxes(w, -1, -2))
 
   def part(self, parts: int) -> "_Matrix":
     del parts
@@ -321,7 +329,10 @@ def _backward(
     dw = _sum(weight_parts, lambda v: linear.weight_gradient(x8.values, v)) * x_scale
   else:
     dw = _weight_gradient_of_groups(config, linear, x8.values, weight_parts[0], x_scale)
-  dx = _sum(input_parts, lambda v: linear.input_gradient(v, w8.values)) * w_scale
+  if seeds is None:
+    dx = linear.float_input_gradient(g, w8.values * w8.scale)
+  else:
+    dx = _sum(input_parts, lambda v: linear.input_gradient(v, w8.values)) * w_scale
   return dx, dw, None, state
 
 

@@ -29,7 +29,7 @@ from fflax.core.int8_products import (
   check_contraction,
   int8_dot,
 )
-from fflax.core.numerics import channels_last, row_major
+from fflax.core.numerics import channels_last, float32, row_major
 from fflax.types import Array
 
 _PATCH_BYTES = {"cpu": 1 << 24}  # of one chunk of the weight gradient
@@ -161,6 +161,18 @@ class Int8Conv:
     parts = tuple(a.reshape(batch // chunk, chunk, *a.shape[1:]) for a in (x, g))
     total, _ = lax.scan(add, jnp.zeros(self.kernel, total_dtype), parts)
     return total.astype(jnp.float32)
+
+  def float_input_gradient(self, g: Array, w: Array) -> Array:
+    """`input_gradient` of float32 arrays, in float32."""
+    forward = functools.partial(
+      float32().conv_general_dilated,
+      window_strides=self.strides,
+      padding=self.pads,
+      dimension_numbers=channels_last(len(self.image)),
+      feature_group_count=self.groups,
+    )
+    _, back = jax.vjp(lambda x: forward(x, w), jnp.zeros(self.image, jnp.float32))
+    return back(g)[0]
 
   @property
   def _is_depthwise(self) -> bool:

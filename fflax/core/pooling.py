@@ -50,8 +50,13 @@ def adaptive_average_pool(x: Array, grid: int) -> Array:
     inside = (row >= i * size // n) & (row < -(-(i + 1) * size // n))
     return inside / jnp.sum(inside, axis=1, keepdims=True)
 
+  # A mean is to be float32 also where a machine's usual product rounds its operands.
   return jnp.einsum(
-    "bhwc,ih,jw->bijc", x.astype(jnp.float32), weights(x.shape[1]), weights(x.shape[2])
+    "bhwc,ih,jw->bijc",
+    x.astype(jnp.float32),
+    weights(x.shape[1]),
+    weights(x.shape[2]),
+    precision=lax.Precision.HIGHEST,
   )
 
 

@@ -72,7 +72,8 @@ def dtg(config: DtgConfig, num_classes: int, numerics: Numerics | None = None) -
   (sections 3.2 and 3.3). Three paths leave z: goodness as it is; to the next layer pooled,
   normalised over channels and dropped out; to trained readouts its mean over space. Readout
   "score_sum" is the paper's logit-sum, "norm_head" its concatenating head, beside each other in one
-  run. Locality: strict, also between examples. Logits are float32 whatever the numerics.
+  run. Locality: strict, also between examples. Logits are float32 whatever the numerics, on
+  machines whose usual float32 product is coarser, too.
 
   Deviations, all where the paper is silent: the grid; pooling before the norm; the norm has no
   scale and shift (which would receive no gradient); the head's epsilon and momentum of batch norm.
@@ -80,7 +81,6 @@ def dtg(config: DtgConfig, num_classes: int, numerics: Numerics | None = None) -
   Raises:
     ValueError: see `DtgConfig.check`.
   """
-  del numerics  # bfloat16 would lose what tells examples apart, beside an offset common to all
   config.check()
   method = local_losses(
     LocalLossesConfig(
@@ -96,6 +96,7 @@ def dtg(config: DtgConfig, num_classes: int, numerics: Numerics | None = None) -
       dropout=config.dropout,
     ),
     num_classes,
+    numerics,
   )
   return method._replace(
     name="dtg",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fflax.core import losses
-from fflax.core.goodness import bounded_temperature
+from fflax.core.goodness import bounded_temperature, squared_activities
 from fflax.core.heads import HEADS, apply_head, uniform_head, with_gradient_state
 from fflax.core.normalize import CHANNEL_NORMS, dropout
 from fflax.core.numerics import Numerics, float32
@@ -38,6 +38,7 @@ class LocalLossesConfig:
       losses (deep supervision), and the run's locality is "global".
     features: what a head reads of the layer's activities z, after the nonlinearity and before any
       pooling between layers: "linear", z; "goodness", `z**2 / T` with a learned temperature T.
+      Heads of squares multiply in float32 whatever the numerics, all along the ladder.
     temperature: the bounds of T; equal ones fix it.
     head: "learned" with the layer, or "fixed" as it is drawn.
     head_init: in `HEADS`: "random" (N(0, 1/K), as DTG-FF's fixed readouts), "lecun", "uniform"
@@ -120,12 +121,12 @@ def local_losses(
   beta = {"pred": 0.0, "sim": 1.0}.get(config.loss, config.beta)
   classifies, compares, squares = beta < 1, beta > 0, config.features == "goodness"
   low, high = config.temperature
+  # Of squares, bfloat16 would lose what tells examples apart, beside an offset common to all.
+  head_numerics = None if squares else numerics
 
   def head_features(params: PyTree, out: LayerOut) -> Array:
     """`[B, D]`, float32, of an `out` with leading axis B."""
-    x = out.act.astype(jnp.float32)
-    if squares:
-      x = jnp.square(x) if out.act_square is None else out.act_square.astype(jnp.float32)
+    x = squared_activities(out) if squares else out.act.astype(jnp.float32)
     if config.pool == "number" and x.ndim == 4:
       x = average_pool_to(x, config.pool_size)
     x = grid_features(x, config.pool_size) if config.pool == "grid" else x.reshape(len(x), -1)
@@ -135,7 +136,7 @@ def local_losses(
 
   def logits(params: PyTree, stats: PyTree, out: LayerOut, key: Key | None) -> Array:
     head = {**stats.get("head", {}), **params.get("head", {})}
-    return apply_head(head, head_features(params, out), numerics, key)
+    return apply_head(head, head_features(params, out), head_numerics, key)
 
   def compared(params: PyTree, act: Array, key: Key | None) -> Array:
     """What similarities are taken of: the layer's activities `[B, ...]` through `Aux`."""
@@ -156,14 +157,15 @@ def local_losses(
       head = HEADS[config.head_init](key, head_features(params, out).shape[-1], num_classes)
       head = head if config.bias else {"kernel": head["kernel"]}
       # Of a fixed head, only the state of gradients moves, where the numerics carry one.
-      trained = with_gradient_state(head, numerics)
+      trained = with_gradient_state(head, head_numerics)
       if config.head == "fixed":
         stats["head"] = head
         trained = {name: leaf for name, leaf in trained.items() if name not in head}
       if trained:
         params["head"] = trained
     if compares:
-      key, width = jax.random.fold_in(key, 1), out.act.shape[-1]
+      # Heads split the key in two, and `fold_in(key, 1)` would be their second half.
+      key, width = jax.random.fold_in(key, 2), out.act.shape[-1]
       if out.act.ndim == 4:
         params["aux"] = aux(width).init(key, out.act)[0]
       elif out.act.ndim == 2:

@@ -32,6 +32,7 @@ class OptimizerConfig:
     accumulate: k > 1: the mean gradient of k batches makes one update, as one batch of k times the
       size would; a step of the run is still one batch, and counts as a k-th for the schedule.
       Whatever else moves with a batch (statistics of batch norm, running means) moves k times.
+      It says nothing of a trained readout, whose optimiser has an `accumulate` of its own.
   """
 
   name: str = "adam"
@@ -166,7 +167,8 @@ def make_optimizer(
   """The optax transformation of `config`; `epochs` and `steps_per_epoch` place its schedule.
 
   With `accumulate`, updates are zero but in every k-th call; batches that are left over at the end
-  of a run (or of a layer's turn) have no effect. The state holds the sum and the count, so a run
+  of a run, or of a layer's last turn, have no effect; those of an earlier turn ("alternating") count
+  in the layer's next one. The state holds the sum and the count, so a run
   may be cut anywhere.
 
   Raises:
