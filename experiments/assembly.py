@@ -90,6 +90,7 @@ def check(config: ExperimentConfig) -> None:
     ValueError: one sentence.
   """
   _check_score(config)
+  _check_label_maps(config)
   # No data is loaded, so the number of classes and of steps is any.
   parts = trainer_parts(config, num_classes=2, steps_per_epoch=1)
   names = ("network", "method", "schedule", "readouts", "lookahead", "rematerialize")
@@ -106,6 +107,24 @@ def _check_score(config: ExperimentConfig) -> None:
     raise ValueError(
       "pbits.estimator 'score' leaves the gradient to the loss, so it goes with method "
       "'binary_stochastic' and its error 'reinforce' or 'reinforce_baseline', and they with it"
+    )
+
+
+def _check_label_maps(config: ExperimentConfig, num_classes: int | None = None) -> None:
+  """Layers may carry label maps only where a method writes them, and all of them."""
+  maps = config.networks[config.network].get("label_maps", 0)
+  if not maps:
+    return
+  own = config.methods[config.method]
+  written = getattr(own, "label_style", "") == "channels" and own.supervision == "label"
+  if not written:
+    raise ValueError(
+      f"network {config.network!r} carries label_maps={maps}, but method {config.method!r} writes "
+      "none behind the image: use label_style 'channels' or label_maps=0"
+    )
+  if num_classes not in (None, maps):
+    raise ValueError(
+      f"network {config.network!r} carries label_maps={maps}, but there are {num_classes} classes"
     )
 
 
@@ -189,6 +208,7 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
       seed=config.seed,
       **data.source_options(),
     )
+  _check_label_maps(config, dataset.num_classes)
   size = len(dataset.train.label)
   steps_per_epoch = stream.steps_per_epoch(size, data.batch_size)
   mean, std = statistics(dataset, cast(Normalization, data.normalization))

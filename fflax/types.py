@@ -123,10 +123,13 @@ class Network(NamedTuple):
   Attributes:
     name: as registered.
     layers: from the input to the last layer.
+    groups: equal parts of the batch, views stacked along it, that have statistics or scales of
+      their own: the views of a method must be a multiple, so that no part cuts through a view.
   """
 
   name: str
   layers: tuple[Layer, ...]
+  groups: int = 1
 
 
 class ViewsFn(Protocol):

@@ -89,6 +89,7 @@ def int8(config: Int8Config | None = None, *, name: str = "int8") -> Numerics:
     gradient_state=None if rival is None else rival.initial_state,
     learning_rate_scale=_ui8_rate if config.gradient == "ui8" else None,
     of_counts=of_counts,
+    groups=config.scale_groups,
   )
 
 

@@ -66,6 +66,7 @@ class Numerics(NamedTuple):
     of_counts: None, or the numerics of products whose left operand is known to be small integers
       (counts of p-bits), if they are others. Layers then hand such counts on apart from the affine
       map that stands behind them, see `fflax.core.absorption.AffineCounts`.
+    groups: equal parts of the batch that have scales of their own in training.
   """
 
   name: str
@@ -75,6 +76,7 @@ class Numerics(NamedTuple):
   gradient_state: Callable[[tuple[int, ...]], Array] | None = None
   learning_rate_scale: Callable[[Array], Array] | None = None
   of_counts: "Numerics | None" = None
+  groups: int = 1
 
 
 def float32() -> Numerics:

@@ -153,7 +153,8 @@ def forward_forward(
 
   Deviations: eps stands under the root; `softmax_hard` excludes the true class with -inf instead of
   -1000; the readout is updated before the layers of the same step, from pre-update features; batch
-  norm, where a network has it, normalises positive and negative views together.
+  norm, where a network has it, normalises positive and negative views together, unless the network
+  parts them.
 
   Raises:
     ValueError: see `ForwardForwardConfig.check`.

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -93,12 +94,13 @@ def make_network(
       f"Unknown option {', '.join(map(repr, unknown))} of network {name!r}; "
       f"allowed: {', '.join(allowed)}."
     )
-  return NETWORKS[name](
+  network = NETWORKS[name](
     numerics=numerics,
     activation=get_activation(activation, pbits),
     initializer=get_initializer(kernel_init),
     **options,
   )
+  return network._replace(groups=math.lcm(options.get("norm_groups", 1), numerics.groups))
 
 
 class LayerRow(NamedTuple):

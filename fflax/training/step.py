@@ -302,6 +302,11 @@ def make_trainer(
       f"this look-ahead compares positive with negative views, and method {method.name!r} shows "
       "one view only: use another lookahead.schedule"
     )
+  if views.shape[0] % network.groups:
+    raise ValueError(
+      f"norm_groups or scale_groups part the batch in {network.groups}, which cuts through views: "
+      f"method {method.name!r} shows {views.shape[0]} in training"
+    )
   if views.shape[1:] != plain.shape:
     raise ValueError(
       f"method {method.name!r} trains on views of shape {list(views.shape[2:])}, but its plain "

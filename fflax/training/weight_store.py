@@ -5,8 +5,8 @@ gradient is quantised and updates W in int8. Rounding of the update must be stoc
 every update below half a step would vanish.
 
 A layer's kernels are loaded as `values * scale` where the layer is used and moved where it is
-updated. In a strict step no more than the layer at work exists as floats; the global and look-ahead
-sweeps hold those of all layers. Optimiser states stay float32.
+updated. In a strict step no more than the layer at work exists as floats; the global, look-ahead
+and recurrent sweeps hold those of all layers. Optimiser states stay float32.
 
 Deviations:
   The paper does not say how its scale moves. Ours starts at twice the largest weight of a channel

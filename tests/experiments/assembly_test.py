@@ -45,6 +45,30 @@ def test_augmentations_that_do_not_fit_are_refused_before_the_run(augment, shape
   assert "\n" not in str(error.value)  # where `match` also reads the notes that JAX adds
 
 
+@pytest.mark.parametrize(
+  ("maps", "method", "options", "word"),
+  [
+    (1, "hyperspherical", {}, "method 'hyperspherical' writes none behind the image"),
+    (3, "forward_forward", {"label_style": "overlay"}, "writes none behind the image"),
+    (3, "forward_forward", {"supervision": "hybrid"}, "writes none behind the image"),
+    (2, "forward_forward", {}, "label_maps=2, but there are 3 classes"),
+  ],
+)
+def test_layers_carry_no_maps_but_those_of_all_labels(maps, method, options, word):
+  """They would carry blue, or two of three classes."""
+  if method == "forward_forward":
+    options = {"label_style": "channels", "goodness": "mean", **options}
+  values = {
+    "network": "small_cnn",
+    "networks": {"small_cnn": {"channels": (4,), "pool_after": (), "label_maps": maps}},
+    "method": method,
+    "methods": {method: options},
+    "data": {"batch_size": 10},
+  }
+  with pytest.raises(ValueError, match=word):
+    build(from_mapping(values), tiny(8, 8, 3))
+
+
 def test_every_option_of_a_source_can_be_set_and_unset_ones_are_not_passed(monkeypatch):
   seen = []
 
@@ -120,6 +144,16 @@ def test_rates_end_when_the_layers_turn_ends(schedule):
 
   assert last_step_with_a_rate("optimizer") == (9 if schedule == "greedy" else 29)
   assert last_step_with_a_rate("readout_optimizer") == 29
+
+
+def test_layers_and_readouts_that_share_a_gradient_accumulate_alike():
+  """Else the readout would move k times under the gradient that the layers take once."""
+  values = {"method": "dtg_mlp", "readouts": ("norm_head",), "optimizer": {"accumulate": 2}}
+  with pytest.raises(ValueError, match="optimizer.accumulate 2 and readout_optimizer.accumulate 1"):
+    check(from_mapping(values))
+  check(from_mapping({**values, "readout_optimizer": {"accumulate": 2}}))
+  strict = {"methods": {"dtg_mlp": {"end_to_end": False}}}
+  check(from_mapping({**values, **strict}))
 
 
 def test_locality_is_proved_under_greedy_with_warm_up():

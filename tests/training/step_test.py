@@ -10,9 +10,12 @@ import pytest
 from jax import lax
 
 from fflax.core import readouts
+from fflax.core.int8 import int8
+from fflax.core.int8_config import Int8Config
 from fflax.core.locality import locality_matrix
 from fflax.core.numerics import float32
 from fflax.methods.backprop import BackpropConfig, backprop
+from fflax.methods.dtg_mlp import DtgMlpConfig, dtg_mlp
 from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
 from fflax.methods.hyperspherical import HypersphericalConfig, hyperspherical
 from fflax.networks.registry import make_network
@@ -617,8 +620,17 @@ def test_backprop_holds_every_activation():
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def refuse(method, *, network="mlp", shape=(8, 8, 1), found=("score_sum",), **options):
-  layers = {"mlp": {"sizes": (12, 12)}, "small_cnn": {"channels": (4, 4)}}[network]
+def refuse(
+  method,
+  *,
+  network="mlp",
+  shape=(8, 8, 1),
+  found=("score_sum",),
+  parts=None,
+  numerics=None,
+  **options,
+):
+  layers = {"mlp": {"sizes": (12, 12)}, "small_cnn": {"channels": (4, 4), **(parts or {})}}[network]
   made = [
     r
     if not isinstance(r, str)
@@ -627,7 +639,7 @@ def refuse(method, *, network="mlp", shape=(8, 8, 1), found=("score_sum",), **op
     for r in found
   ]
   return make_trainer(
-    make_network(network, numerics=float32(), **layers),
+    make_network(network, numerics=numerics or float32(), **layers),
     method,
     made,
     image_shape=shape,
@@ -696,6 +708,18 @@ IMPOSSIBLE = {
       tiny.METHOD._replace(views=lambda key, batch, class_scores: batch.image[None, :, :2])
     ),
     "views of shape [2]",
+  ),
+  "statistics of half a view": (
+    lambda: refuse(BP, network="small_cnn", parts={"batch_norm": True, "norm_groups": 2}),
+    "part the batch in 2, which cuts through views: method 'backprop' shows 1",
+  ),
+  "scales of parts of views": (
+    lambda: refuse(
+      dtg_mlp(DtgMlpConfig(), 10),
+      found=[readouts.norm_head(10)],
+      numerics=int8(Int8Config(scale_groups=2)),
+    ),
+    "part the batch in 2, which cuts through views: method 'dtg_mlp' shows 3",
   ),
 }
 
