@@ -2,13 +2,16 @@
 
   python -m experiments.studies.continual --presets=hff_digits,bp_matched:hff_digits \\
     --seeds=0,1,2,3,4 [--groups=5] [--epochs=20] [--batch_size=32] [--losses=seen,current]
-    [--buffers=0,5,20] [--prototypes=learned,fixed_etf,ema_centered] [--data_dir=DIR]
+    [--buffers=0,5,20] [--shots=1,5,20] [--prototypes=learned,fixed_etf,ema_centered]
+    [--data_dir=DIR]
 
 A seed is an order of the classes and a run of its own. Nothing tells the task at test time. Arms
-are presets x `--losses` (which classes compete) x `--buffers` (exemplars of every old class), and,
-unless `--nocontrols`: joint training (the upper bound), each trunk frozen after the first task, and
-the first preset's random trunk, both answering by class means. What prototypes are good for shows
-against these, and against backprop by the same answer (sum or last layer).
+are presets x `--losses` (which classes compete) x `--buffers` (exemplars of every old class; with
+some, "current" is "seen", and is left out), and, unless `--nocontrols`: joint training (the upper
+bound), each trunk frozen after the first task, and the first preset's random trunk, both answering
+by class means; with `--shots` also frozen trunks that store a new class by so few images. What
+prototypes are good for shows against these, and against backprop by the same answer (sum or last
+layer).
 
 Arms that are done are kept under `--runs`: a study that was cut goes on where it was. Writes
 experiments/results/continual_<first preset>_<N>_groups.json, .md and .png.
@@ -17,7 +20,6 @@ experiments/results/continual_<first preset>_<N>_groups.json, .md and .png.
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -25,7 +27,8 @@ from absl import flags
 from experiments import cli, config, results
 from experiments.assembly import build
 from experiments.console import console
-from experiments.studies.increments import Arm, check, draw, remembered, rows_of, table
+from experiments.studies import arms
+from experiments.studies.increments import draw, percent, remembered, rows_of, table
 from fflax.data import increments
 
 _PRESETS = flags.DEFINE_list(
@@ -35,6 +38,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2", "3", "4"], "seeds, an order 
 _GROUPS = flags.DEFINE_integer("groups", 5, "groups of classes", lower_bound=2)
 _LOSSES = flags.DEFINE_list("losses", ["seen", "current"], "which compete: all, seen, current")
 _BUFFERS = flags.DEFINE_list("buffers", ["0", "5", "20"], "exemplars of every old class")
+_SHOTS = flags.DEFINE_list("shots", [], "images by which a frozen trunk learns a class")
 _PROTOTYPES = flags.DEFINE_list(
   "prototypes",
   [],
@@ -47,56 +51,22 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "where data sets lie")
 _RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the runs")
 
 
-def make_arms(chosen: Mapping[str, config.ExperimentConfig]) -> list[Arm]:
-  """All arms of the study, of these runs.
-
-  Raises:
-    ValueError: an arm is impossible.
-  """
-  if not all(b.strip().isdigit() for b in _BUFFERS.value):
-    raise ValueError(f"--buffers takes whole numbers, not {_BUFFERS.value}")
-  if not set(_LOSSES.value) <= {"all", "seen", "current"}:
-    raise ValueError(f"--losses takes all, seen and current, not {_LOSSES.value}")
-  groups, arms = _GROUPS.value, []
-  for loss in _LOSSES.value:
-    for buffer in map(int, _BUFFERS.value):
-      if loss != "current" or not buffer:  # with exemplars those are the seen classes
-        arms += [Arm(n, c, groups, loss, buffer) for n, c in chosen.items()]
-  if _CONTROLS.value:
-    loss, name = _LOSSES.value[0], next(iter(chosen))
-    arms += [Arm(n, c, 1, "all") for n, c in chosen.items()]
-    arms += [Arm(n, c, groups, loss, trunk="frozen") for n, c in chosen.items()]
-    arms.append(Arm(name, chosen[name], groups, loss, trunk="random"))
-  for arm in arms:
-    check(arm)
-  return arms
-
-
-def runs() -> dict[str, config.ExperimentConfig]:
-  """The presets as they are run, by label."""
-  found = {}
-  for name in _PRESETS.value:
-    one = config.load_preset(name)
-    changes: dict[str, Any] = {"data_dir": _DATA_DIR.value or one.data.data_dir, "validation": 0}
-    if _BATCH_SIZE.value:
-      changes["batch_size"] = _BATCH_SIZE.value
-    data = dataclasses.replace(one.data, **changes)
-    one = dataclasses.replace(one, epochs=_EPOCHS.value, data=data)
-    modes = _PROTOTYPES.value if one.method == "hyperspherical" else []
-    for mode in modes:
-      method = dataclasses.replace(one.methods[one.method], prototypes=mode)
-      changed = dataclasses.replace(one, methods={**one.methods, one.method: method})
-      found[f"{name} ({mode})"] = changed
-    if not modes:
-      found[name] = one
-  return found
-
-
 def main(argv: list[str]) -> int:
   del argv
   with cli.checking():
-    seeds, chosen = cli.parse_seeds(_SEEDS.value), runs()
-    arms = make_arms(chosen)
+    seeds = cli.parse_seeds(_SEEDS.value)
+    cli.at_least_one("presets", _PRESETS.value, "preset")
+    cli.at_least_one("losses", _LOSSES.value, "loss")
+    cli.at_least_one("buffers", _BUFFERS.value, "number")
+    chosen = arms.runs(
+      {name: config.load_preset(name) for name in _PRESETS.value},
+      epochs=_EPOCHS.value,
+      batch_size=_BATCH_SIZE.value,
+      data_dir=_DATA_DIR.value,
+      prototypes=_PROTOTYPES.value,
+    )
+    options = (_GROUPS.value, _LOSSES.value, _BUFFERS.value, _SHOTS.value, _CONTROLS.value)
+    todo = arms.make_arms(chosen, *options)
     experiments = {name: build(one) for name, one in chosen.items()}
     dataset = next(iter(experiments.values())).dataset
     for seed in seeds:
@@ -110,11 +80,11 @@ def main(argv: list[str]) -> int:
     f"{_EPOCHS.value} epochs a task. Average accuracy and forgetting over tasks after the last (A. "
     "Chaudhry et al., 2018; D. Lopez-Paz, M. Ranzato, 2017), no task identity at test time; mean "
     "and deviation over the orders of the classes. Drift: 1 - cos of a class's stored mean feature "
-    'with its present one, last layer. "Stored means" are as old as their task, "true means" '
-    "need all data again."
+    "with its present one, of all images, last layer. "
+    '"Stored means" are as old as their task, "true means" need all data again.'
   )
   rows: list[dict[str, Any]] = []
-  for arm in arms:
+  for arm in todo:
     outcomes = []
     for seed in seeds:
       own = arm._replace(chosen=dataclasses.replace(arm.chosen, seed=seed))
@@ -123,7 +93,7 @@ def main(argv: list[str]) -> int:
     locality = experiments[arm.preset].trainer.locality
     new = rows_of(arm, outcomes, locality, seeds=seeds, command=command)
     rows += new
-    console.print(f"{arm.label():60s} {new[0]['mean']:.1f} %, {new[0]['readout']}")
+    console.print(f"{arm.label():60s} {new[0]['readout']}: {percent(new[0])}")
     path = results.write_study(study, rows)
   path.with_suffix(".md").write_text(table(rows, title, note))
   draw(rows, title, path.with_suffix(".png"))

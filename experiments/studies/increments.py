@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 
-from experiments import config, results, workdir
+from experiments import cli, config, results, workdir
 from experiments.assembly import Experiment, build
 from experiments.batches import in_batches
+from experiments.studies.arms import Arm, check
 from fflax.analysis import continual
 from fflax.data import increments
 from fflax.data.dataset import Dataset, Split
-from fflax.training.loop import train
+from fflax.training.loop import Diverged, Interrupted, train
 from fflax.types import Array, TrainState
 
 matplotlib.use("Agg")
@@ -38,51 +39,16 @@ METRICS: Mapping[str, Callable[[np.ndarray], float]] = {
 }
 
 
-class Arm(NamedTuple):
-  """One way to learn.
+class Outcome(NamedTuple):
+  """What became of an arm with one order of the classes.
 
   Attributes:
-    preset: its name.
-    chosen: the run of one task; its epochs are those of every task.
-    groups: of classes; 1 is joint training.
-    loss: which classes compete in the loss: "all" there are, those "seen" so far, or the "current"
-      ones of the task.
-    buffer: exemplars kept of every seen class, repeated to the number of a new class's examples.
-    trunk: "trained" in every task, "frozen" after the first, or "random": never trained.
+    matrices: see there.
+    drift: `1 - cos` of the last layer's stored class means with the true ones, the mean of classes.
   """
 
-  preset: str
-  chosen: config.ExperimentConfig
-  groups: int
-  loss: str = "seen"
-  buffer: int = 0
-  trunk: str = "trained"
-
-  def label(self) -> str:
-    """For tables."""
-    if self.groups == 1:
-      return f"{self.preset}, joint"
-    if self.trunk != "trained":
-      return f"{self.preset}, trunk {self.trunk}"
-    return f"{self.preset}, loss over {self.loss}, {self.buffer} exemplars"
-
-
-def check(arm: Arm) -> None:
-  """Refuses arms that cannot be run, or whose answer would know what it must not.
-
-  Raises:
-    ValueError: one sentence.
-  """
-  if not hasattr(arm.chosen.methods[arm.chosen.method], "loss_classes") and arm.loss != "all":
-    raise ValueError(
-      f"method {arm.chosen.method!r} has no loss over some of the classes: use --losses=all"
-    )
-  if arm.loss == "current" and arm.buffer:
-    raise ValueError("with exemplars the classes of a task's data are all seen: use loss 'seen'")
-  if arm.chosen.data.normalization == "dataset":
-    raise ValueError("normalization 'dataset' would know the classes to come: use another one")
-  if arm.chosen.data.validation:
-    raise ValueError("classes come without a validation part: set data.validation to 0")
+  matrices: Matrices
+  drift: float
 
 
 class Probe:
@@ -133,10 +99,14 @@ def task_accuracies(
   return [100 * float(np.mean(right[np.isin(label, list(g))])) for g in groups]
 
 
-def run_arm(arm: Arm, dataset: Dataset, groups: Groups) -> tuple[Matrices, float]:
-  """Learns the groups in turn; the accuracies, and the mean drift of the last layer's class means.
+def run_arm(arm: Arm, dataset: Dataset, groups: Groups) -> Outcome:
+  """Learns the groups in turn.
 
   Every task begins with a fresh optimiser, and sees its own classes and the buffer alone.
+
+  Raises:
+    Diverged: a loss is not finite any more.
+    Stopped: a signal came.
   """
   check(arm)
   seed = arm.chosen.seed
@@ -151,23 +121,29 @@ def run_arm(arm: Arm, dataset: Dataset, groups: Groups) -> tuple[Matrices, float
       experiment = first if t == 0 else task_experiment(arm, dataset, groups[: t + 1], kept)
       state = begin_task(state, *fresh, seed, t)
       images, labels = experiment.images, experiment.labels
-      state = train(experiment.trainer, experiment.feed, state, images, labels, experiment.plan)
+      try:
+        state = train(experiment.trainer, experiment.feed, state, images, labels, experiment.plan)
+      except Interrupted as stop:
+        raise cli.Stopped(f"{stop}; arms that were done before are kept") from stop
     own = increments.only(dataset.train, group)
     if arm.buffer:
       kept = increments.join(kept, increments.exemplars(own, arm.buffer, seed))
     seen = [c for g in groups[: t + 1] for c in g]
-    now = probe.means(state, own)
+    few = increments.exemplars(own, arm.shots, seed) if arm.shots and t else own
+    now = probe.means(state, few)
     stored = [a + b for a, b in zip(stored, now, strict=True)] if stored else now
     true = probe.means(state, increments.only(dataset.train, seen))
     scores, features = probe(state, dataset.test)
     if arm.trunk != "trained":
       scores = {}
-    scores = {**scores, **by_means(features, stored, "stored"), **by_means(features, true, "true")}
+    scores |= by_means(features, stored, "stored")
+    if not arm.shots:  # those of the same trunk with all images
+      scores |= by_means(features, true, "true")
     for name, values in scores.items():
       row = task_accuracies(values, dataset.test.label, seen, groups)
       found.setdefault(name, []).append(row)
   drift = float(np.mean(continual.drift(jnp.asarray(stored[-1]), jnp.asarray(true[-1]))))
-  return {name: np.asarray(rows) for name, rows in found.items()}, drift
+  return Outcome({name: np.asarray(rows) for name, rows in found.items()}, drift)
 
 
 def task_experiment(arm: Arm, dataset: Dataset, groups: Groups, kept: Split) -> Experiment:
@@ -203,30 +179,53 @@ def begin_task(state: TrainState, layers: list, readouts: list, seed: int, task:
   )
 
 
-def remembered(
-  arm: Arm, dataset: Dataset, groups: Groups, folder: pathlib.Path
-) -> tuple[Matrices, float]:
-  """`run_arm`, or what it found the last time."""
+def remembered(arm: Arm, dataset: Dataset, groups: Groups, folder: pathlib.Path) -> Outcome | None:
+  """`run_arm`, or what it found the last time; None if it diverged.
+
+  Raises:
+    Stopped: a signal came; nothing of this arm is kept.
+  """
   parts = [config.fingerprint(arm.chosen), arm.loss, arm.buffer, arm.trunk, [*map(list, groups)]]
+  parts += [arm.shots] if arm.shots else []
   name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
   path = folder / f"{name}.json"
   if path.exists():
     told = json.loads(path.read_text())
-    return {k: np.asarray(v) for k, v in told["accuracy"].items()}, told["drift"]
-  matrices, drift = run_arm(arm, dataset, groups)
+    if "diverged" in told:
+      return None
+    return Outcome({k: np.asarray(v) for k, v in told["accuracy"].items()}, told["drift"])
   folder.mkdir(parents=True, exist_ok=True)
-  plain = {k: v.tolist() for k, v in matrices.items()}
-  workdir.write_json(path, {"arm": arm.label(), "accuracy": plain, "drift": drift})
-  return matrices, drift
+  try:
+    outcome = run_arm(arm, dataset, groups)
+  except Diverged as error:
+    workdir.write_json(path, {"arm": arm.label(), "diverged": str(error)})
+    return None
+  plain = {k: v.tolist() for k, v in outcome.matrices.items()}
+  workdir.write_json(path, {"arm": arm.label(), "accuracy": plain, "drift": outcome.drift})
+  return outcome
 
 
 def rows_of(
-  arm: Arm, outcomes: Sequence[tuple[Matrices, float]], locality: str, **columns: Any
+  arm: Arm,
+  outcomes: Sequence[Outcome | None],
+  locality: str,
+  *,
+  seeds: Sequence[int],
+  **columns: Any,
 ) -> list[dict[str, Any]]:
-  """One row a metric and answer, over the orders of the classes."""
+  """One row a metric and answer, over the orders of the classes in which the arm did not diverge.
+
+  Args:
+    arm: whose they are.
+    outcomes: one a seed; None: it diverged.
+    locality: of the run.
+    seeds: of the orders.
+    **columns: more of the rows.
+  """
+  done = [o for o in outcomes if o is not None]
   rows = []
-  for name in outcomes[0][0]:
-    matrices = [m[name] for m, _ in outcomes]
+  for name in done[0].matrices if done else arm.chosen.readouts[:1]:
+    matrices = [o.matrices[name] for o in done]
     shared = {
       **results.choices(arm.chosen),
       "preset": arm.label(),
@@ -234,18 +233,30 @@ def rows_of(
       "loss_over": arm.loss,
       "buffer": arm.buffer,
       "trunk": arm.trunk,
+      "shots": arm.shots,
       "readout": name,
+      "seeds": [s for s, o in zip(seeds, outcomes, strict=True) if o is not None],
+      "diverged": [s for s, o in zip(seeds, outcomes, strict=True) if o is None],
       **columns,
     }
     for metric, measure in METRICS.items():
       values = [measure(m) for m in matrices]
       row = results.row(metric, values, locality=locality, **shared)
-      if metric == "average_accuracy_percent":
+      if metric == "average_accuracy_percent" and done:
         curves = [[float(np.mean(m[t, : t + 1])) for t in range(len(m))] for m in matrices]
         row["after_each_task"] = np.mean(curves, axis=0).round(3).tolist()
-        row["drift"] = float(f"{np.mean([d for _, d in outcomes]):.4g}")
+        row["drift"] = float(f"{np.mean([o.drift for o in done]):.4g}")
       rows.append(row)
   return rows
+
+
+def percent(row: Mapping[str, Any]) -> str:
+  """Mean and deviation of a row in percent, and in how many orders the arm diverged."""
+  gone = len(row["diverged"])
+  told = f"{gone} diverged" if gone else ""
+  if row["mean"] is None:
+    return told
+  return f"{row['mean']:.1f} +- {row['std'] or 0:.1f}{', ' + told if told else ''}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str, note: str) -> str:
@@ -261,11 +272,10 @@ def table(rows: Sequence[Mapping[str, Any]], title: str, note: str) -> str:
   for r in rows:
     by.setdefault((r["preset"], r["readout"]), {})[r["metric"]] = r
   for (arm, readout), found in by.items():
-    cells = [f"{found[m]['mean']:.1f} +- {found[m]['std'] or 0:.1f}" for m in (accuracy, lost, new)]
+    cells = " | ".join(percent(found[m]) for m in (accuracy, lost, new))
     one = found[accuracy]
-    lines.append(
-      f"| {arm} | {readout} | {' | '.join(cells)} | {one['drift']:.2f} | {len(one['values'])} |"
-    )
+    drift = f"{one['drift']:.2f}" if "drift" in one else ""
+    lines.append(f"| {arm} | {readout} | {cells} | {drift} | {len(one['values'])} |")
   return "\n".join([*lines, "", note, ""])
 
 
@@ -285,9 +295,10 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str, path: pathlib.Path) -> N
     else:
       ax.plot(range(1, len(curve) + 1), curve, style, marker=marker, ms=4, label=label)
   ax.set(xlabel="tasks learned", ylabel="accuracy on classes seen, %", ylim=(0, 100), title=title)
-  longest = max(len(r["after_each_task"]) for r in first.values())
+  longest = max((len(r["after_each_task"]) for r in first.values()), default=1)
   ax.set_xticks(range(1, longest + 1))
   ax.grid(alpha=0.3)
-  figure.legend(loc="outside lower center", frameon=False, fontsize=7)
+  if first:  # otherwise every arm diverged
+    figure.legend(loc="outside lower center", frameon=False, fontsize=7)
   figure.savefig(path, dpi=120)
   plt.close(figure)
