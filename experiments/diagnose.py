@@ -9,7 +9,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli, console, figures, workdir
-from experiments.diagnosis import diagnose, table
+from experiments.diagnosis import diagnose, labels_of, table
 from experiments.running import reopened
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/ff_digits", "folder of the run")
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--examples must be at least 1, not {_EXAMPLES.value}")
     step = None if _STEP.value < 0 else _STEP.value
     experiment, state = reopened(folder, _DATA_DIR.value, step)
+    labels_of(experiment, _EXAMPLES.value)  # too few are refused before any work
   found = diagnose(experiment, state, examples=_EXAMPLES.value, probe=_PROBE.value)
   workdir.write_json(folder / "diagnosis.json", {**found, "commit": workdir.commit()})
   console.console.print(table(found))

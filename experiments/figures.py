@@ -258,6 +258,9 @@ def diagnosis(found: Mapping[str, Any], path: str | os.PathLike) -> pathlib.Path
       middle.plot(x, values, style, color=color, label=label)
     middle.axhline(found["label_entropy_bits"], color="black", lw=0.8, label="H(Y)")
     middle.set_ylabel("information about the class (bits)")
+    # A learned temperature stands beside its layer's name, in both panels that have one per layer.
+    if "temperature" in rows[0]:
+      names = [f"{row['layer']}, T {row['temperature']:.2f}" for row in rows]
     for ax in (left, middle):
       ax.set_xticks(x, names, rotation=45, ha="right")
       ax.legend(fontsize=7)
@@ -267,7 +270,9 @@ def diagnosis(found: Mapping[str, Any], path: str | os.PathLike) -> pathlib.Path
       shown = right.imshow(matrix, cmap="viridis", vmin=0)
       right.set_xticks(range(len(scored)), scored, rotation=45, ha="right")
       right.set_yticks(range(len(scored)), scored)
-      right.set_title(f"disagreement, mean {100 * found['mean_disagreement']:.1f} %", fontsize=9)
+      mean = found["mean_disagreement"]
+      title = "disagreement" if mean is None else f"disagreement, mean {100 * mean:.1f} %"
+      right.set_title(title, fontsize=9)
       figure.colorbar(shown, ax=right, label="%")
     else:
       right.axis("off")

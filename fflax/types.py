@@ -226,6 +226,7 @@ class Method(NamedTuple):
       one view per candidate label, or the plain view alone; None if layers give no class scores.
     init_layer, hand_on, local_loss, class_scores: see the protocols of this module.
     goodness: optional; logged, plotted, and what collaborating layers tell each other.
+    temperature: `params -> scalar`, a layer's temperature from its extras, where it is learned.
     positive_is_high: whether training raises the goodness of positive views (or lowers it).
     single_view: True if training shows the plain view alone (`views` is `plain_view[None]`).
       Trained readouts then learn from the training pass itself; otherwise from a pass of their own.
@@ -256,6 +257,7 @@ class Method(NamedTuple):
   positive_is_high: bool = True
   single_view: bool = False
   readout_features: Callable[[LayerOut], Array] | None = None
+  temperature: Callable[[PyTree], Array] | None = None
   end_to_end_view: int | None = None
   recurrence: Recurrence | None = None
 

@@ -83,6 +83,16 @@ def fano_bound(error: float, num_classes: int, entropy: float | None = None) -> 
   return max(0.0, entropy - float(lost))
 
 
+PROBED_FROM = 5
+"""Examples of a class that a probe needs: a fifth is judged, and both parts must hold the class."""
+
+
+def can_be_probed(labels: ArrayLike) -> np.ndarray:
+  """Which examples a linear probe may take, `[N]` bool: those of classes with `PROBED_FROM`."""
+  _, place, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+  return counts[place] >= PROBED_FROM
+
+
 class Probe(NamedTuple):
   """What a linear probe found on the examples that it was not fitted to.
 
@@ -105,14 +115,19 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, seed: int = 42) -> Prob
 
   Args:
     features: `[N, D]`; standardised by what is fitted.
-    labels: `[N]`; every class at least twice.
+    labels: `[N]`; two classes or more, of `PROBED_FROM` examples or more each (`can_be_probed`).
     seed: of the split.
 
   Deviations:
     The paper takes 50 epochs of Adam at 1e-2; here scikit-learn minimises the loss (with its usual
     penalty, `C = 1`) up to 300 steps of L-BFGS.
+
+  Raises:
+    ValueError: there are too few classes, or a class has too few examples.
   """
   features, labels = np.asarray(features), np.asarray(labels)
+  if len(np.unique(labels)) < 2 or not np.all(can_be_probed(labels)):
+    raise ValueError(f"a probe takes at least two classes, of {PROBED_FROM} examples or more each")
   x, x_rest, y, y_rest = train_test_split(
     features.reshape(len(features), -1), labels, test_size=0.2, random_state=seed, stratify=labels
   )

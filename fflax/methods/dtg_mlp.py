@@ -64,7 +64,8 @@ def dtg_mlp(config: DtgMlpConfig, num_classes: int, numerics: Numerics | None = 
   a layer's units, `T = low + (high - low) sigmoid(alpha)` and `theta = softplus(theta_0)` learned,
   theta beginning at the mean goodness of the first batch. Labels overlay the first K pixels. The
   readout's features are pre-activations on the view of the neutral label. End to end they carry its
-  gradient into the layers below, while the layers' own losses stay their own. The paper's head
+  gradient into the layers below, while the layers' own losses stay their own (so batch norm
+  needs `norm_groups=3`: statistics that views share would carry them down). The paper's head
   leaves out the last layer, which thus learns by its own loss alone (`ReadoutConfig`:
   `head_first=0, head_without_last=True, head_dropout=0, head_smoothing=0`).
 
@@ -157,6 +158,7 @@ def dtg_mlp(config: DtgMlpConfig, num_classes: int, numerics: Numerics | None = 
     local_loss=local_loss,
     class_scores=class_scores,
     goodness=goodness,
+    temperature=heat if low < high else None,
     readout_features=lambda out: out.pre.astype(jnp.float32),
     end_to_end_view=2 if config.end_to_end else None,
   )

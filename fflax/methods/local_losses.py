@@ -124,6 +124,9 @@ def local_losses(
   # Of squares, bfloat16 would lose what tells examples apart, beside an offset common to all.
   head_numerics = None if squares else numerics
 
+  def temperature(params: PyTree) -> Array:
+    return bounded_temperature(params["alpha"], low, high)
+
   def head_features(params: PyTree, out: LayerOut) -> Array:
     """`[B, D]`, float32, of an `out` with leading axis B."""
     x = squared_activities(out) if squares else out.act.astype(jnp.float32)
@@ -131,7 +134,7 @@ def local_losses(
       x = average_pool_to(x, config.pool_size)
     x = grid_features(x, config.pool_size) if config.pool == "grid" else x.reshape(len(x), -1)
     if squares:
-      x /= bounded_temperature(params["alpha"], low, high) if low < high else low
+      x /= temperature(params) if low < high else low
     return x
 
   def logits(params: PyTree, stats: PyTree, out: LayerOut, key: Key | None) -> Array:
@@ -192,7 +195,7 @@ def local_losses(
       loss += beta * match
       metrics["similarity_loss"] = match
     if "alpha" in params:
-      metrics["temperature"] = bounded_temperature(params["alpha"], low, high)
+      metrics["temperature"] = temperature(params)
     return loss, (stats, metrics)
 
   def class_scores(params: PyTree, stats: PyTree, out: LayerOut) -> Array | None:
@@ -226,4 +229,5 @@ def local_losses(
     hand_on=hand_on,
     local_loss=local_loss,
     class_scores=class_scores,
+    temperature=temperature if squares and low < high and classifies else None,
   )

@@ -167,9 +167,8 @@ def make_optimizer(
   """The optax transformation of `config`; `epochs` and `steps_per_epoch` place its schedule.
 
   With `accumulate`, updates are zero but in every k-th call; batches that are left over at the end
-  of a run, or of a layer's last turn, have no effect; those of an earlier turn ("alternating") count
-  in the layer's next one. The state holds the sum and the count, so a run
-  may be cut anywhere.
+  of a run, or of a layer's last turn, have no effect; where turns alternate, they count in the
+  layer's next one. The state holds the sum and the count, so a run may be cut anywhere.
 
   Raises:
     ValueError: the warm-up is longer than the run.

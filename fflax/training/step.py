@@ -247,13 +247,6 @@ def make_trainer(
 
   example = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   states, inputs = jax.eval_shape(shapes_of_everything, jax.random.key(0), example)
-  if method.end_to_end_view is not None and jax.tree.leaves([s.stats["layer"] for s in states]):
-    # They are taken over all views: a layer's own loss would reach those below by way of the one
-    # view whose gradient crosses layers.
-    raise ValueError(
-      f"the layers of method {method.name!r} keep their own losses to themselves, which statistics "
-      "of a batch would carry down: use a network without batch norm"
-    )
   if method.recurrence is not None:
     require_sums(method, states)
   elif stack is not False and locality in ("strict", "collaborative"):
@@ -306,6 +299,12 @@ def make_trainer(
     raise ValueError(
       f"norm_groups or scale_groups part the batch in {network.groups}, which cuts through views: "
       f"method {method.name!r} shows {views.shape[0]} in training"
+    )
+  shared = network.groups < views.shape[0] and jax.tree.leaves([s.stats["layer"] for s in states])
+  if method.end_to_end_view is not None and shared:
+    raise ValueError(
+      f"statistics that views share would carry layers' own losses of method {method.name!r} down "
+      f"the view that is trained end to end: use norm_groups={views.shape[0]}, or no batch norm"
     )
   if views.shape[1:] != plain.shape:
     raise ValueError(

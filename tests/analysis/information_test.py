@@ -60,6 +60,18 @@ def test_the_bias_of_a_histogram_is_what_is_taken_off():
   assert information.neighbour_information(x[:3000], label[:3000]) < 0.06
 
 
+def test_probes_of_classes_with_too_few_examples_are_refused():
+  """Five of each are enough: a fifth of them holds one of every class."""
+  labels = np.repeat([0, 1, 2], [5, 5, 4])
+  kept = information.can_be_probed(labels)
+  np.testing.assert_array_equal(kept, labels < 2)
+  features = np.eye(3)[labels]
+  assert information.linear_probe(features[kept], labels[kept]).accuracy == 1
+  for bad in (labels >= 0, labels == 0):
+    with pytest.raises(ValueError, match="two classes, of 5 examples"):
+      information.linear_probe(features[bad], labels[bad])
+
+
 def test_the_probe_s_bounds_hold_and_are_ordered():
   """Three Gaussian classes in the plane: what is known, by integration, is above every bound."""
   rng = np.random.default_rng(0)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fflax.core import goodness, losses
+from fflax.core.pooling import grid_features
+from fflax.types import LayerOut
 
 _NUMPY = {
   "sum": lambda h: np.sum(np.square(h)),
@@ -76,7 +78,7 @@ def test_layer_gradient_is_the_published_update(kind, temperature, maximize):
 
 
 @pytest.mark.parametrize(("shape", "grid"), [((3, 6, 4, 2), 2), ((3, 5, 3, 2), 2), ((3, 7), 2)])
-def test_grid_goodness_is_the_mean_square_of_every_bin(shape, grid):
+def test_goodness_on_a_grid_is_the_mean_square_of_every_bin(shape, grid):
   """Bins of odd maps overlap; units without a place keep their own squares."""
   h = np.random.default_rng(2).normal(size=shape)
   if len(shape) == 2:
@@ -85,9 +87,11 @@ def test_grid_goodness_is_the_mean_square_of_every_bin(shape, grid):
     edges = [[(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in shape[1:3]]
     bins = [(h**2)[:, a:b, c:d].mean((1, 2)) for a, b in edges[0] for c, d in edges[1]]
     want = np.concatenate(bins, axis=-1)
-  got = goodness.grid_goodness(jnp.asarray(h, jnp.float32), grid=grid)
+  act = jnp.asarray(h, jnp.float32)
+  got = grid_features(goodness.squared_activities(LayerOut(act, act, act)), grid)
   np.testing.assert_allclose(got, want, rtol=1e-5)
-  given = goodness.grid_goodness(jnp.zeros(shape), jnp.asarray(h**2, jnp.float32), grid=grid)
+  own = LayerOut(*[jnp.zeros(shape)] * 3, act_square=jnp.asarray(h**2, jnp.float32))
+  given = grid_features(goodness.squared_activities(own), grid)
   np.testing.assert_allclose(given, want, rtol=1e-5)
 
 

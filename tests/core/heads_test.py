@@ -7,6 +7,7 @@ import pytest
 
 from fflax.core import heads
 from fflax.core.numerics_registry import NUMERICS
+from fflax.core.pooling import adaptive_average_pool
 
 KEY = jax.random.key(0)
 
@@ -22,6 +23,25 @@ def test_logits():
   coarse = heads.apply_head(head, x32, NUMERICS["int8"]())
   np.testing.assert_allclose(coarse, x @ kernel, atol=0.2)
   assert np.any(np.asarray(coarse) != np.asarray(heads.apply_head(head, x32)))
+
+
+def test_float32_products_are_float32_on_every_machine():
+  """By default GPUs and TPUs round the operands of a float32 product."""
+  head = heads.random_head(KEY, 4, 3)
+  for text in (
+    jax.make_jaxpr(heads.apply_head)(head, jnp.ones((2, 4))),
+    jax.make_jaxpr(lambda x: adaptive_average_pool(x, 2))(jnp.ones((2, 3, 3, 1))),
+  ):
+    products = [e for e in text.eqns if e.primitive.name == "dot_general"]
+    products += [
+      e
+      for call in text.eqns
+      for p in call.params.values()
+      for e in getattr(getattr(p, "jaxpr", None), "eqns", ())
+      if e.primitive.name == "dot_general"
+    ]
+    assert products
+    assert all(e.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2 for e in products)
 
 
 @pytest.mark.parametrize(

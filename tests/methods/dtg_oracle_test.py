@@ -22,24 +22,6 @@ def to64(tree):
   return jax.tree.map(lambda a: np.array(a, np.float64), tree)
 
 
-def numeric_gradient(loss, params, width=1e-6):
-  """Central differences of `loss(params)` for every number in a tree of float64 arrays."""
-  leaves, tree = jax.tree.flatten(params)
-  grads = []
-  for leaf in leaves:
-    grad = np.zeros_like(leaf)
-    for i in np.ndindex(leaf.shape):
-      kept = leaf[i]
-      ends = []
-      for step in (width, -width):
-        leaf[i] = kept + step
-        ends.append(loss(params))
-      leaf[i] = kept
-      grad[i] = (ends[0] - ends[1]) / (2 * width)
-    grads.append(grad)
-  return jax.tree.unflatten(tree, grads)
-
-
 def descend(params, grads, rate):
   return jax.tree.map(lambda p, g: p - rate * g, params, grads)
 
@@ -121,7 +103,7 @@ def test_a_step_of_two_conv_layers_and_both_heads():
     scores.append(psi)
     tiny.assert_close(metrics["loss"][i], loss(own), f"loss of layer {i}")
     tiny.assert_close(metrics["temperature"][i], 1.25, "temperature before the update")
-    want = descend(own, numeric_gradient(loss, own), rate)
+    want = descend(own, tiny.numeric_gradient(loss, own), rate)
     jax.tree.map(lambda a, b, i=i: tiny.assert_close(a, b, f"layer {i}"), after[i].params, want)
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(own), strict=True):
       assert np.abs(a - b).max() > 1e-3, "hardly moved: the test is blind"
@@ -254,8 +236,8 @@ def test_a_step_of_the_dense_variant(end_to_end):
       x = layer_norm(np.maximum(pre, 0))
     return cross_entropy(batch_norm_head(head, features), label)
 
-  grads = [numeric_gradient(lambda p, i=i: own_loss(i, p), p) for i, p in enumerate(params)]
-  from_above, head_grads = numeric_gradient(classifier, (params, own_head))
+  grads = [tiny.numeric_gradient(lambda p, i=i: own_loss(i, p), p) for i, p in enumerate(params)]
+  from_above, head_grads = tiny.numeric_gradient(classifier, (params, own_head))
   if end_to_end:
     grads = jax.tree.map(np.add, grads, from_above)
   assert not np.any(from_above[-1]["layer"]["dense"]["kernel"]), "no part of the classifier"

@@ -7,13 +7,18 @@ the ladder from DTG-FF to deep supervision promises (neighbours start equal) is 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from fflax.core.heads import uniform_head
+from fflax.core.numerics import bfloat16, float32
 from fflax.core.readouts import score_sum, softmax_head
+from fflax.methods import local_losses as local_losses_module
 from fflax.methods.local_losses import LocalLossesConfig, local_losses
+from fflax.networks.registry import make_network
 from fflax.training.optimizers import OptimizerConfig, make_optimizer
 from fflax.training.step import make_trainer
-from fflax.types import LayerOut
+from fflax.types import Batch, LayerOut
 from tests.methods import numpy_oracles as oracle
 from tests.methods.tiny import (
   CLASSES,
@@ -25,8 +30,11 @@ from tests.methods.tiny import (
   flat64,
   jit,
   layers64,
+  made_up_state,
   make_batch,
+  make_initializer,
   make_mlp,
+  numeric_gradient,
 )
 
 LOW, HIGH = 0.5, 2.0
@@ -247,6 +255,82 @@ def test_squares_of_stochastic_units_have_their_own_gradient():
   plain, carried = (score(options, act, s)[0] for s in (None, 2 * act[None]))
   head = score(options, act)[2]["head"]
   assert_close(carried - head["bias"][None], 2 * (plain - head["bias"][None]), "twice")
+
+
+@pytest.mark.parametrize(("features", "same"), [("goodness", True), ("linear", False)])
+def test_heads_of_squares_are_float32_whatever_the_numerics(features, same):
+  """As DTG-FF's; bfloat16 would lose what tells examples apart."""
+  act = jnp.asarray(np.random.default_rng(0).normal(size=(6, 9)), jnp.float32)
+  config = LocalLossesConfig(features=features)
+  exact, coarse = (local_losses(config, CLASSES, n) for n in (float32(), bfloat16(native=False)))
+  params, stats = exact.init_layer(jax.random.key(0), LayerOut(act, act, act), None)
+  views = LayerOut(*[act[None]] * 3)
+  scores = [np.asarray(m.class_scores(params, stats, views)) for m in (exact, coarse)]
+  assert np.array_equal(*scores) == same
+
+
+def test_similarities_draw_from_a_key_of_their_own(monkeypatch):
+  """Heads split the layer's key for their kernel and their bias."""
+  drawn = []
+
+  def spy(key, width, num_classes):
+    drawn.append(key)
+    return uniform_head(key, width, num_classes)
+
+  monkeypatch.setattr(local_losses_module, "uniform_head", spy)
+  method = local_losses(LocalLossesConfig(loss="predsim"), CLASSES)
+  key = jax.random.key(7)
+  method.init_layer(key, LayerOut(*[jnp.ones((2, 5))] * 3), None)
+  data = lambda key: tuple(np.asarray(jax.random.key_data(key)))  # noqa: E731
+  assert len(drawn) == 1
+  assert data(drawn[0]) not in [data(key), *map(data, jax.random.split(key))]
+
+
+def convolve(x, kernel):
+  """3x3, with zeros around the map."""
+  x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  height, width = x.shape[1] - 2, x.shape[2] - 2
+  places = ((i, j) for i in range(3) for j in range(3))
+  return sum(x[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in places)
+
+
+def test_a_step_of_predsim_on_maps():
+  """Every gradient, that of the auxiliary convolution too, is a central difference."""
+  rate, beta = 0.5, 0.6
+  network = make_network(
+    "small_cnn",
+    numerics=float32(),
+    kernel_init=make_initializer(False),
+    channels=(4,),
+    pool_after=(),
+  )
+  method = local_losses(LocalLossesConfig(loss="predsim", beta=beta), CLASSES)
+  trainer = make_trainer(
+    network, method, [score_sum()], image_shape=(4, 4, 1), optimizer=optax.sgd(rate)
+  )
+  batch = Batch(make_batch(0).image[:, :4, :4], make_batch(0).label)
+  state = made_up_state(trainer, batch)
+  new, metrics = jit(trainer.step)(state, batch)
+  x, label = np.asarray(batch.image, np.float64), np.asarray(batch.label)
+
+  def loss(own):
+    conv, head = own["layer"]["conv"], own["method"]["head"]
+    z = np.maximum(convolve(x, conv["kernel"]) + conv["bias"], 0)
+    y = convolve(z, own["method"]["aux"]["conv"]["kernel"]).std((1, 2), ddof=1)
+    y = y - y.mean(-1, keepdims=True)
+    y /= 1e-8 + np.linalg.norm(y, axis=-1, keepdims=True)
+    same = np.where(label[:, None] == label[None], 1, -1 / (CLASSES - 1))
+    bins = z.reshape(len(z), 2, 2, 2, 2, -1).mean((2, 4)).reshape(len(z), -1)
+    q = oracle.softmax(bins @ head["kernel"] + head["bias"])
+    answer = -np.mean(np.log(q[np.arange(len(label)), label]))
+    return (1 - beta) * answer + beta * np.mean((y @ y.T - same) ** 2)
+
+  own = jax.tree.map(lambda a: np.array(a, np.float64), state.layers[0].params)
+  assert_close(metrics["loss"][0], loss(own), "loss")
+  grads = numeric_gradient(loss, own)
+  assert all(rate * np.abs(g).max() > 1e-3 for g in jax.tree.leaves(grads)), "hardly moves"
+  want = jax.tree.map(lambda p, g: p - rate * g, own, grads)
+  jax.tree.map(lambda a, b: assert_close(a, b, "parameters"), new.layers[0].params, want)
 
 
 def test_dropout_of_whole_channels():

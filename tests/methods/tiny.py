@@ -74,6 +74,24 @@ def made_up_state(trainer: Trainer, batch: Batch) -> TrainState:
   return jax.tree.map(fill, jax.eval_shape(trainer.init, jax.random.key(0), batch))
 
 
+def numeric_gradient(loss, params, width=1e-6):
+  """Central differences of `loss(params)` for every number in a tree of float64 arrays."""
+  leaves, tree = jax.tree.flatten(params)
+  grads = []
+  for leaf in leaves:
+    grad = np.zeros_like(leaf)
+    for i in np.ndindex(leaf.shape):
+      kept = leaf[i]
+      ends = []
+      for step in (width, -width):
+        leaf[i] = kept + step
+        ends.append(loss(params))
+      leaf[i] = kept
+      grad[i] = (ends[0] - ends[1]) / (2 * width)
+    grads.append(grad)
+  return jax.tree.unflatten(tree, grads)
+
+
 def flat64(image: jax.Array) -> np.ndarray:
   return np.asarray(image, np.float64).reshape(len(image), -1)
 

@@ -721,6 +721,15 @@ IMPOSSIBLE = {
     ),
     "part the batch in 2, which cuts through views: method 'dtg_mlp' shows 3",
   ),
+  "own losses that go down by way of shared statistics": (
+    lambda: refuse(
+      dtg_mlp(DtgMlpConfig(), 10),
+      network="small_cnn",
+      found=[readouts.norm_head(10)],
+      parts={"batch_norm": True},
+    ),
+    "own losses of method 'dtg_mlp' down",
+  ),
 }
 
 
