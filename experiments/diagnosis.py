@@ -188,7 +188,8 @@ def table(found: Mapping[str, Any]) -> Table:
     "probes of the squares on a grid and of the mean activities: accuracy, and bits by Fano."
   )
   caption = " ".join([caption, *found["notes"]])
-  result = Table(title=title, caption=caption)
+  # Collapsed, all nine columns fit a terminal of 80 characters.
+  result = Table(title=title, caption=caption, collapse_padding=True)
   probed, heated = (name in found["layers"][0] for name in ("grid_probe", "temperature"))
   result.add_column("", no_wrap=True)
   columns = ["%", *(["T"] if heated else []), "kNN", "bins"]

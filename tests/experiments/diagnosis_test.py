@@ -126,6 +126,9 @@ def test_classes_with_too_few_examples_are_not_probed(labels, probed, note):
   assert ("grid_probe" in found["layers"][0]) == probed
   assert found["notes"] == [note] and note in table(found).caption
   json.dumps(found, allow_nan=False)
+  console = Console(width=80, record=True, file=io.StringIO())
+  console.print(table(found))
+  assert "…" not in console.export_text(), "a number is cut off in a usual terminal"
 
 
 def test_too_few_examples_are_refused_before_any_work():
