@@ -13,15 +13,24 @@ Member = tuple[Experiment, TrainState]
 
 
 def probabilities(member: Member) -> np.ndarray:
-  """The softmax of the answers of a run's first readout to the test split, `[N, K]`."""
+  """What a run's first readout gives each class of the test split, `[N, K]`.
+
+  Scores go through a softmax; answers that are probabilities already (of "mean_probability", of
+  sampled passes) stay as they are.
+
+  Raises:
+    ValueError: the readout counts votes.
+  """
   experiment, state = member
   name, size = experiment.readouts[0].name, experiment.config.eval_batch_size
+  if name == "vote":
+    raise ValueError("votes are no probabilities: name another readout first")
+  scores = name != "mean_probability" and not experiment.config.eval_samples
 
   @jax.jit
   def answer(state: TrainState, image: jax.Array) -> jax.Array:
-    return jax.nn.softmax(
-      experiment.trainer.answer(state, experiment.preprocess(None, image)).readouts[name]
-    )
+    found = experiment.trainer.answer(state, experiment.preprocess(None, image)).readouts[name]
+    return jax.nn.softmax(found) if scores else found
 
   images = experiment.dataset.test.image
   parts = [answer(state, images[i : i + size]) for i in range(0, len(images), size)]

@@ -5,7 +5,8 @@ Command: python -m experiments.train --config=experiments/configs/dtg_cifar10.py
 Other data: --config.data.name=cifar100. VGG11: --config.network=vgg11. The paper's second seed:
 --config.seed=43. Its older schedule (layers see updated outputs): --config.schedule=interleaved.
 Its ablations: --config.methods.dtg.temperature="(1.,1.)", ....normalization=none or rms,
-....readout=unit_columns, --config.data.augment.cutout=0, --config.readout.head_dropout=0.
+....readout=unit_columns, --config.data.augment.cutout=0; no regularisation of the head:
+--config.readout.head_dropout=0 --config.readout.head_smoothing=0.
 From the paper: network, AdamW 2e-4 to 1e-5 by a cosine, decay 1e-3, batch 128, 400 epochs, crops,
 flips, jitter, Cutout 16, dropout 0.1 and 0.2, smoothing 0.1. Ours, where it is silent: clipping at
 1 (it clips, at a number it does not give), jitter of strength 0.2, a grid of 2x2 bins, the start of

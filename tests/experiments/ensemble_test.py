@@ -38,3 +38,16 @@ def test_the_mean_of_the_members_probabilities():
   fewer = dataclasses.replace(config, data=DataConfig("synthetic"))
   with pytest.raises(ValueError, match="share their test split"):
     accuracies([members[0], (build(fewer), None)])
+
+
+def test_probabilities_stay_as_they_are_and_votes_are_refused():
+  config = ExperimentConfig(
+    method="backprop", networks={"mlp": {"sizes": (8,)}}, readouts=("mean_probability",)
+  )
+  one = member(0, build(config))
+  np.testing.assert_allclose(probabilities(one).sum(-1), 1, atol=1e-5)
+  image = one[0].preprocess(None, one[0].dataset.test.image)
+  want = one[0].trainer.answer(one[1], image).readouts["mean_probability"]
+  np.testing.assert_allclose(probabilities(one), want, atol=1e-6)
+  with pytest.raises(ValueError, match="^votes are no probabilities"):
+    probabilities(member(0, build(dataclasses.replace(config, readouts=("vote",)))))
