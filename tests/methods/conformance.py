@@ -125,7 +125,7 @@ CASES: tuple[Case, ...] = (
   _ff("softmax_hard", _FF(negatives="softmax_hard")),
   _ff("goodness_hard", _FF(negatives="goodness_hard"), brief=("mlp",)),
   _ff("hybrid", _FF(supervision="hybrid"), brief=("mlp",)),
-  _ff("peer signal", _FF(peer="signal")),
+  _ff("peer signal", _FF(peer="signal"), brief=("mlp",)),
   _ff("peer variance", _FF(peer="variance"), brief=("mlp",)),
   _ff(
     "symba",
