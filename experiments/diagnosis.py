@@ -118,7 +118,9 @@ def diagnose(
     }
     row = {
       "layer": name,
-      "accuracy": None if answer is None else float(np.mean(answer == labels)),
+      "accuracy": None
+      if answer is None
+      else float(agreement.layer_accuracy(answer[None], labels)[0]),
       "neighbour_bits": information.neighbour_information(found["scalar"], labels),
       "histogram_bits": histogram,
     }

@@ -141,6 +141,19 @@ def _make_code(config: ForwardForwardConfig, num_classes: int):
   return write
 
 
+def wrong_labels(
+  config: ForwardForwardConfig,
+  num_classes: int,
+  key: Key,
+  label: Array,
+  class_scores: Array | None,
+) -> Array:
+  """The labels of the negative views, `[B]`; `class_scores` `[B, K]` choose hard ones."""
+  if config.negatives == "permuted_once":  # the same in every step, as its source has it
+    key = jax.random.key(config.negatives_seed)
+  return labels_lib.WRONG_LABELS[config.negatives](key, label, num_classes, class_scores)
+
+
 def forward_forward(
   config: ForwardForwardConfig, num_classes: int, numerics: Numerics | None = None
 ) -> Method:
@@ -168,9 +181,7 @@ def forward_forward(
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Array:
     if supervised:
-      if config.negatives == "permuted_once":  # the same in every step, as its source has it
-        key = jax.random.key(config.negatives_seed)
-      wrong = labels_lib.WRONG_LABELS[config.negatives](key, batch.label, num_classes, class_scores)
+      wrong = wrong_labels(config, num_classes, key, batch.label, class_scores)
       both = [jax.vmap(write)(batch.image, label) for label in (batch.label, wrong)]
     else:
       both = [batch.image, labels_lib.hybrid_negatives(key, batch.image, config.hybrid_blurs)]

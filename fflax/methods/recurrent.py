@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fflax.core import labels as labels_lib
 from fflax.core.normalize import NORMALIZATIONS
 from fflax.core.numerics import Numerics
-from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward
+from fflax.methods.forward_forward import ForwardForwardConfig, forward_forward, wrong_labels
 from fflax.types import Array, Batch, Between, Key, Method, Recurrence
 
 _NOT_READ = (
@@ -93,9 +93,7 @@ def recurrent(
     return Between(normalize(image), normalize(code))
 
   def views(key: Key, batch: Batch, class_scores: Array | None) -> Between:
-    if config.negatives == "permuted_once":  # the same in every step, as its source has it
-      key = jax.random.key(config.negatives_seed)
-    wrong = labels_lib.WRONG_LABELS[config.negatives](key, batch.label, num_classes, class_scores)
+    wrong = wrong_labels(config, num_classes, key, batch.label, class_scores)
     both = [show(batch.image, label) for label in (batch.label, wrong)]
     return jax.tree.map(lambda *views: jnp.stack(views), *both)
 
