@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from experiments.assembly import Experiment
+from experiments.batches import in_batches
 from fflax.data.dataset import Dataset
 from fflax.types import TrainState
 
@@ -22,19 +23,17 @@ def probabilities(member: Member) -> np.ndarray:
     ValueError: the readout counts votes.
   """
   experiment, state = member
-  name, size = experiment.readouts[0].name, experiment.config.eval_batch_size
+  name = experiment.readouts[0].name
   if name == "vote":
     raise ValueError("votes are no probabilities: name another readout first")
   scores = name != "mean_probability" and not experiment.config.eval_samples
 
   @jax.jit
-  def answer(state: TrainState, image: jax.Array) -> jax.Array:
+  def answer(image: jax.Array) -> jax.Array:
     found = experiment.trainer.answer(state, experiment.preprocess(None, image)).readouts[name]
     return jax.nn.softmax(found) if scores else found
 
-  images = experiment.dataset.test.image
-  parts = [answer(state, images[i : i + size]) for i in range(0, len(images), size)]
-  return np.concatenate([np.asarray(part) for part in parts])
+  return in_batches(answer, experiment.config.eval_batch_size, experiment.dataset.test.image)
 
 
 def check_test_split(datasets: Sequence[Dataset], what: str, *, images: bool = False) -> None:
