@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(VERSION)-$(or $(notdir $(REQUIREMENTS)),newest)
 # Stands while an installation is under way: one that was cut is begun afresh, never patched.
 UNFINISHED := $(VENV)/.unfinished
 
-.PHONY: help venv train test lint format mutation report bench pins clean
+.PHONY: help venv train test coverage lint format mutation report bench pins clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -42,8 +42,11 @@ endif
 train: venv ## Forward-Forward on the bundled digits (ARGS='--config=... --workdir=...')
 	@$(BIN)/python -m experiments.train $(ARGS)
 
-test: venv ## the tests, with the coverage of fflax/ (ARGS='-k numerics')
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --cov=fflax --cov-fail-under=95 $(ARGS)
+test: venv ## the tests (ARGS='-k numerics')
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+coverage: venv ## every test, the slow ones too, with the coverage of fflax/ (a third slower)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m '' --cov=fflax --cov-fail-under=96 $(ARGS)
 
 lint: venv ## ruff's checks and format, mypy
 	$(BIN)/ruff check

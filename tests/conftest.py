@@ -51,15 +51,3 @@ def data_dir() -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"no real data: {path} is not a directory; set FFLAX_DATA_DIR")
   return path
-
-
-# Tests of whole programs and of what all methods share: traced, they would take a third longer, and
-# unit tests reach the same lines. Coverage is what the others measure.
-_NOT_TRACED = ("tests/experiments/", "tests/docs_test.py", "tests/methods/conformance_test.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Pauses the measurement of coverage in `_NOT_TRACED`."""
-  for item in items:
-    if item.nodeid.startswith(_NOT_TRACED):
-      item.add_marker(pytest.mark.no_cover)

@@ -18,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COPIED = ("fflax", "experiments", "tests", "pyproject.toml", "setup.cfg")
 TIMEOUT_SECONDS = 180
+CLEAN_TIMEOUT_SECONDS = 900
 
 
 class Fault(NamedTuple):
@@ -33,7 +35,7 @@ class Fault(NamedTuple):
     file: path from the root of the checkout.
     old: exact text.
     new: its replacement.
-    tests: pytest arguments: node ids or files, and `-k` with an expression to narrow them.
+    tests: pytest arguments: a file, and `-k` with an expression to narrow it.
   """
 
   what: str
@@ -395,7 +397,7 @@ class Result(NamedTuple):
 def make_tree(scratch: pathlib.Path) -> pathlib.Path:
   """A fresh copy of what the tests need, beside the other copies in `scratch`."""
   tree = pathlib.Path(tempfile.mkdtemp(prefix="tree_", dir=scratch))
-  ignore = shutil.ignore_patterns("__pycache__", ".*")
+  ignore = shutil.ignore_patterns(".*")  # bytecode is copied too: it knows when its source changed
   for name in COPIED:
     if (ROOT / name).is_dir():
       shutil.copytree(ROOT / name, tree / name, ignore=ignore)
@@ -420,16 +422,19 @@ def plant(fault: Fault, tree: pathlib.Path) -> str | None:
 
 
 def environment(tree: pathlib.Path) -> dict[str, str]:
-  """`tree` before the checkout; what a fault does not change is compiled once for all of them."""
+  """`tree` before the checkout; what `make test` has compiled there is not compiled again."""
+  compiled = next((ROOT / ".cache").glob("jax-*"), tree.parent / "compiled")  # see conftest.py
   changes = {
     "PYTHONPATH": str(tree),
     "PYTHONDONTWRITEBYTECODE": "1",
-    "JAX_COMPILATION_CACHE_DIR": str(tree.parent / "compiled"),
+    "JAX_COMPILATION_CACHE_DIR": str(compiled),
   }
   return {**os.environ, **changes}
 
 
-def run_tests(tree: pathlib.Path, tests: tuple[str, ...], *options: str) -> tuple[int | None, str]:
+def run_tests(
+  tree: pathlib.Path, tests: tuple[str, ...], *options: str, timeout: int = TIMEOUT_SECONDS
+) -> tuple[int | None, str]:
   """pytest's exit code (None if it took too long) and output in `tree`."""
   command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""]
   try:
@@ -441,7 +446,7 @@ def run_tests(tree: pathlib.Path, tests: tuple[str, ...], *options: str) -> tupl
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
-      timeout=TIMEOUT_SECONDS,
+      timeout=timeout,
     )
   except subprocess.TimeoutExpired:
     return None, ""
@@ -463,13 +468,14 @@ def try_fault(scratch: pathlib.Path, fault: Fault) -> Result:
   return Result(Verdict.BROKEN, f"{reason}; {last}", output)
 
 
-def try_clean(tree: pathlib.Path, tests: tuple[str, ...]) -> str | None:
-  """Why a catch by `tests` would prove nothing: they fail without a fault too. Else None."""
-  code, output = run_tests(tree, tests)
-  if code == 0:
-    return None
-  reason = "takes too long" if code is None else f"ends with exit code {code}"
-  return f"without a fault, pytest {' '.join(tests)} {reason}\n{output}"
+def selection(every: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+  """pytest arguments for all of `every` in one run: each file with its own `-k` expression."""
+  chosen = []
+  for file, *options in every:
+    name = pathlib.PurePath(file).name  # a test has the names of its module and itself
+    chosen.append(f"{name} and ({options[1]})" if options else name)
+  files = dict.fromkeys(file for file, *_ in every)
+  return (*files, "-k", " or ".join(f"({one})" for one in chosen))
 
 
 def check_import(tree: pathlib.Path) -> str | None:
@@ -481,15 +487,19 @@ def check_import(tree: pathlib.Path) -> str | None:
   return f"the copy is not what Python imports: {done.stdout.strip()}{done.stderr}"
 
 
-def check_clean(
-  scratch: pathlib.Path, faults: list[Fault], pool: concurrent.futures.Executor
-) -> str | None:
-  """The first reason not to trust a verdict, or None."""
+def check_clean(scratch: pathlib.Path, faults: list[Fault], jobs: int) -> str | None:
+  """Why a catch would prove nothing (the tests fail without a fault too), or None."""
   tree = make_tree(scratch)
   if reason := check_import(tree):
     return reason
-  every = dict.fromkeys(fault.tests for fault in faults)
-  return next(filter(None, pool.map(functools.partial(try_clean, tree), every)), None)
+  tests = selection(dict.fromkeys(fault.tests for fault in faults))
+  code, output = run_tests(
+    tree, tests, "-n", str(jobs), "--dist", "worksteal", timeout=CLEAN_TIMEOUT_SECONDS
+  )
+  if code == 0:
+    return None
+  reason = "takes too long" if code is None else f"ends with exit code {code}"
+  return f"without a fault, pytest {reason}\n{output}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -516,7 +526,7 @@ def main(arguments: list[str] | None = None) -> int:
   ):
     scratch = pathlib.Path(name)
     print(f"Running the tests of {len(faults)} faults without a fault", flush=True)
-    if reason := check_clean(scratch, faults, pool):
+    if reason := check_clean(scratch, faults, max(1, options.jobs)):
       print(reason, file=sys.stderr)
       return 2
     verdicts = pool.map(functools.partial(try_fault, scratch), faults)

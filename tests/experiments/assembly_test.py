@@ -1,5 +1,6 @@
 """From a configuration to a run's parts: what is refused, and who learns at which rate when."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -177,20 +178,27 @@ def test_locality_of_a_run_that_looks_ahead():
   np.testing.assert_array_equal(matrix, np.tril(np.ones((3, 3), bool)))
 
 
-def test_weights_at_rest_are_int8_under_any_driver():
+@pytest.mark.parametrize(
+  "more",
+  [
+    {},
+    {"lookahead": {"mode": "exact"}},
+    pytest.param({"method": "backprop"}, marks=pytest.mark.slow),
+  ],
+)
+def test_weights_at_rest_are_int8_under_any_driver(more):
   """One flag: what is kept, checkpointed and moved between devices is a quarter of the size."""
   values = {"networks": {"mlp": {"sizes": (4, 4)}}, "weight_store": "int8"}
-  for more in ({}, {"method": "backprop"}, {"lookahead": {"mode": "exact"}}):
-    more = {**more, "data": {"batch_size": 10}}
-    experiment = build(from_mapping({**values, **more}), tiny(4, 4, 1))
-    state = experiment.init()
-    new, metrics = experiment.trainer.step(state, experiment.example(4))
-    floats = build(from_mapping({**values, **more, "weight_store": "float32"}), tiny(4, 4, 1))
-    assert count_parameters(state) == count_parameters(floats.init())
-    for s in (state, new):
-      kernels = [layer.params["layer"]["dense"]["kernel"] for layer in s.layers]
-      assert {k.values.dtype for k in kernels} == {jnp.dtype("int8")}
-    assert np.isfinite(metrics["loss"]).all()
+  more = {**more, "data": {"batch_size": 10}}
+  experiment = build(from_mapping({**values, **more}), tiny(4, 4, 1))
+  state = jax.jit(experiment.init)()
+  new, metrics = jax.jit(experiment.trainer.step)(state, experiment.example(4))
+  floats = build(from_mapping({**values, **more, "weight_store": "float32"}), tiny(4, 4, 1))
+  assert count_parameters(state) == count_parameters(jax.eval_shape(floats.init))
+  for s in (state, new):
+    kernels = [layer.params["layer"]["dense"]["kernel"] for layer in s.layers]
+    assert {k.values.dtype for k in kernels} == {jnp.dtype("int8")}
+  assert np.isfinite(metrics["loss"]).all()
 
 
 def test_plans_log_at_whole_fractions_of_the_evaluation_period():

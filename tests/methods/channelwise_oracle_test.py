@@ -159,7 +159,7 @@ def test_a_step_of_two_dense_layers_and_a_head():
     optimizer=optax.sgd(rate),
   )
   batch = tiny.make_batch(0)
-  state = trainer.init(KEY, batch)
+  state = tiny.jit(trainer.init)(KEY, batch)
   first = tiny.layers64(trainer, state)
   new, metrics = tiny.jit(trainer.step)(state, batch)
 

@@ -31,7 +31,7 @@ def run(method, sizes=tiny.DEEP, steps=3, **options):
     optimizer=optax.sgd(0.5, momentum=0.9),
     **options,
   )
-  state = trainer.init(KEY, tiny.make_batch(0))
+  state = tiny.jit(trainer.init)(KEY, tiny.make_batch(0))
   step, history = tiny.jit(trainer.step), []
   for t in range(steps):
     state, metrics = step(state, tiny.make_batch(t))
@@ -242,7 +242,7 @@ def test_layers_hear_of_layers_that_do_not_learn(schedule):
       float(jnp.abs(a.params["layer"]["dense"]["kernel"] - b["kernel"]).max())
       for a, b in zip(
         trainer.layer_states(state),
-        tiny.layers64(trainer, trainer.init(KEY, tiny.make_batch(0))),
+        tiny.layers64(trainer, tiny.jit(trainer.init)(KEY, tiny.make_batch(0))),
         strict=True,
       )
     ]

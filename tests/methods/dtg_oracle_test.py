@@ -86,7 +86,7 @@ def test_a_step_of_two_conv_layers_and_both_heads():
     optimizer=optax.sgd(rate),
   )
   batch = tiny.make_batch(0)
-  state = trainer.init(KEY, batch)
+  state = tiny.jit(trainer.init)(KEY, batch)
   new, metrics = tiny.jit(trainer.step)(state, batch)
   answer = tiny.jit(trainer.answer)(state, batch.image)
 
@@ -201,7 +201,7 @@ def test_a_step_of_the_dense_variant(end_to_end):
     optimizer=optax.sgd(rate),
   )
   batch = tiny.make_batch(0)
-  state = trainer.init(KEY, batch)
+  state = tiny.jit(trainer.init)(KEY, batch)
   new, metrics = tiny.jit(trainer.step)(state, batch)
 
   label, eye = np.asarray(batch.label), np.eye(classes)

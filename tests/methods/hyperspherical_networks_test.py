@@ -124,7 +124,7 @@ def test_cosine_head_of_the_control():
   config = BackpropConfig(head="cosine", scale=7.0)
   trainer = make(make_mlp(SHALLOW), SHAPE, "backprop", config, CLASSES)
   image = make_batch(0).image
-  state = trainer.init(jax.random.key(0), make_batch(0))
+  state = jit(trainer.init)(jax.random.key(0), make_batch(0))
   answers = trainer.answer(state, image)
   assert answers.layers[0] is None
   p = trainer.layer_states(state)[-1].params["method"]["head"]["prototypes"][:, 0]

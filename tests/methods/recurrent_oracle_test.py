@@ -166,7 +166,7 @@ def test_three_steps():
 def test_a_step_moves_by_the_gradient_of_the_losses_that_it_reports():
   """A gradient through time or through a neighbour would be in one of the two, not in the other."""
   _, trainer = make()
-  state = trainer.init(jax.random.key(3), make_batch(0))
+  state = jit(trainer.init)(jax.random.key(3), make_batch(0))
 
   def losses(layers):
     return jnp.sum(
@@ -189,7 +189,7 @@ def test_without_kernels_from_above_time_stands_still():
   """With D = 0 every time step repeats the first pass, whatever the damping and the label."""
   _, trainer = make(dataclasses.replace(CONFIG, damping=0.6, answer_from=1))
   image = make_batch(1).image
-  state = trainer.init(jax.random.key(0), make_batch(0))
+  state = jit(trainer.init)(jax.random.key(0), make_batch(0))
 
   def silent(s):
     params = s.params["layer"]

@@ -172,7 +172,7 @@ def test_every_product_above_the_first_layer_reads_counts_in_int8():
   """Forward and weight gradient, and no product besides, but for the bias maps of one image."""
   run, size = trainer(plain_numerics(COUNTS)), 16
   batch = Batch(jnp.zeros((size, *X.shape[1:])), jnp.zeros(size, jnp.int32))
-  state = run.init(jax.random.key(0), batch)
+  state = jax.eval_shape(run.init, jax.random.key(0), batch)
   found = count(run.step, state, batch)
   second = 9 * 2 * 8 * 30 + 9 * 8 * 4 * 6  # layers 2 and 3, for one image
   maps = 2 * second  # their bias maps, and the gradient of those

@@ -112,7 +112,10 @@ def test_block(options):
 
 @pytest.mark.parametrize(
   ("name", "activation", "numerics"),
-  [("mobilenet_v2", "relu6", bfloat16()), ("efficientnet_b0", "silu", float32())],
+  [
+    ("mobilenet_v2", "relu6", bfloat16()),
+    pytest.param("efficientnet_b0", "silu", float32(), marks=pytest.mark.slow),
+  ],
   ids=["mobilenet_v2", "efficientnet_b0"],
 )
 def test_tiny_network(name, activation, numerics):

@@ -83,7 +83,9 @@ def test_block(features, strides, maps):
 
 
 @pytest.mark.parametrize(
-  ("numerics", "layers"), [(float32(), 4), (bfloat16(), 9)], ids=["float32", "bfloat16"]
+  ("numerics", "layers"),
+  [(float32(), 4), pytest.param(bfloat16(), 9, marks=pytest.mark.slow)],
+  ids=["float32", "bfloat16"],
 )
 def test_tiny_network(numerics, layers):
   network = make_network("resnet18", numerics=numerics, width=1 / 16, stem="imagenet")

@@ -80,7 +80,11 @@ def test_block():
   hand.check_block(TransformerBlock(heads, jnp.tanh, 3), by_hand, hand.image(3, 2, 3, 6))
 
 
-@pytest.mark.parametrize("numerics", [float32(), bfloat16()], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "numerics",
+  [float32(), pytest.param(bfloat16(), marks=pytest.mark.slow)],
+  ids=["float32", "bfloat16"],
+)
 def test_tiny_network(numerics):
   network = make_network("vit", numerics=numerics, activation="gelu", **SMALL)
   hand.check_network(network, hand.image(4, 8, 12, 3))

@@ -309,7 +309,7 @@ def test_two_halves_of_a_batch_are_the_batch(locality, tmp_path):
     tiny_layers.trainer(method, optimizer=make_optimizer(c), stack=True) for c in (optimizer, split)
   )
   batch = tiny_layers.batch()
-  whole, state = (t.init(jax.random.key(0), batch) for t in (one, two))
+  whole, state = (tiny_layers.jit(t.init)(jax.random.key(0), batch) for t in (one, two))
   step, first = tiny_layers.jit(two.step), jax.tree.leaves([s.params for s in state.layers])
   for _ in range(2):
     whole, _ = tiny_layers.jit(one.step)(whole, batch)

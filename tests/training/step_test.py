@@ -76,7 +76,7 @@ def test_three_steps_by_hand(schedule, updated_gain, active, stack):
   """
   trainer = tiny.trainer(schedule=schedule, stack=stack)
   step = tiny.jit(trainer.step)
-  state = trainer.init(jax.random.key(0), tiny.batch())
+  state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
   assert len(state.layers) == (1 if stack else 3)
   weights = np.array([1.0, 0.5, 3.0])
   for t in range(3):
@@ -115,7 +115,7 @@ def test_greedy_keeps_every_bit_of_layers_that_do_not_learn(stack):
   batch = Batch(
     jnp.asarray(rng.uniform(size=(6, 8, 8, 1)), jnp.float32), jnp.arange(6, dtype=jnp.int32)
   )
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   assert len(state.layers) == (2 if stack else 3)
   step = tiny.jit(trainer.step)
   for learns in [0, 0, 1, 1, 2, 2, 2]:
@@ -131,7 +131,7 @@ def test_greedy_keeps_every_bit_of_layers_that_do_not_learn(stack):
 def test_greedy_keeps_every_bit_under_vmap():
   """A batched branch becomes a select, which must not let a frozen layer's update through."""
   trainer = tiny.trainer(schedule=greedy(1))
-  states = [trainer.init(jax.random.key(i), tiny.batch()) for i in range(2)]
+  states = [tiny.jit(trainer.init)(jax.random.key(i), tiny.batch()) for i in range(2)]
   # Two runs at different steps, so that the branches differ.
   states[1] = dataclasses.replace(states[1], step=jnp.int32(1))
   both = jax.tree.map(lambda *a: jnp.stack(a), *states)
@@ -146,7 +146,7 @@ def test_greedy_keeps_every_bit_under_vmap():
 @pytest.mark.parametrize("schedule", [simultaneous(), interleaved()], ids=lambda s: s.name)
 def test_no_weights_are_weights_of_one(schedule):
   trainer = tiny.trainer(schedule=schedule)
-  state, step = trainer.init(jax.random.key(0), tiny.batch()), tiny.jit(trainer.step)
+  state, step = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch()), tiny.jit(trainer.step)
   plain, weighted = step(state, tiny.batch()), step(state, tiny.batch(), jnp.ones(3))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain[1], weighted[1])
   for a, b in zip(plain[0].layers, weighted[0].layers, strict=True):
@@ -246,7 +246,7 @@ def test_no_method_reaches_another_layer(name):
   matrices = []
   for stack in (True, False):
     trainer = tiny.trainer(MALICIOUS[name], readouts=found, stack=stack)
-    state = trainer.init(jax.random.key(0), tiny.batch())
+    state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
     # A head that answers something: it starts from zero.
     own = state.readouts[head]
     kernel = jax.random.normal(jax.random.key(1), own.params["kernel"].shape)
@@ -268,7 +268,7 @@ def test_no_method_reaches_another_layer(name):
 def test_smuggling_activations_past_the_driver():
   """Python side effects: what a method keeps from lower layers are numbers, not paths."""
   trainer = tiny.trainer(smuggler(), stack=False)
-  state = trainer.init(jax.random.key(0), tiny.batch())
+  state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
 
   def moved(weights):
     new, _ = tiny.jit(trainer.step)(state, tiny.batch(), weights)
@@ -303,7 +303,7 @@ def test_locality_under_schedules(name, schedule, stack):
   rng = np.random.default_rng(0)
   image = jnp.asarray(rng.uniform(size=(20, 8, 8, 1)), jnp.float32)
   batch = Batch(image, jnp.arange(20, dtype=jnp.int32) % 10)
-  fresh = trainer.init(jax.random.key(0), batch)
+  fresh = tiny.jit(trainer.init)(jax.random.key(0), batch)
   step = tiny.jit(trainer.step)
 
   def moved(weights, t):
@@ -332,7 +332,7 @@ def test_staggered_layers_stay_bitwise_unchanged(frozen_stats, stack):
     optimizer=optax.adam(0.1),
     readouts=[readouts.softmax_head(tiny.CLASSES)],
   )
-  state = trainer.init(jax.random.key(0), tiny.batch())
+  state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
   step = tiny.jit(trainer.step)
   for t in range(5):
     new, _ = step(state, tiny.batch(t))
@@ -359,7 +359,7 @@ def test_readouts_learn_from_the_training_pass_of_single_view_methods(sweep, sin
     lookahead=constant(0.5) if sweep == "lookahead" else None,
   )
   batch = tiny.batch()
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   new, metrics = tiny.jit(trainer.step)(state, batch)
   h, features = np.asarray(batch.image, np.float64), []
   for s in trainer.layer_states(state):
@@ -389,7 +389,7 @@ def noisy(name):
 def test_sampled_answers_are_the_mean_probability_of_as_many_passes(samples):
   layers = tiny.network(make=noisy)
   trainer = tiny.trainer(layers=layers, samples=samples)
-  state = trainer.init(jax.random.key(0), tiny.batch())
+  state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
   state = dataclasses.replace(state, step=jnp.int32(3))
   image = tiny.batch().image
   got = tiny.jit(trainer.answer)(state, image)
@@ -453,7 +453,7 @@ def test_every_layer_step_and_role_draws_its_own_numbers():
   drawn = {}
   for stack in (True, False):
     trainer = tiny.trainer(method, network, stack=stack)
-    state = trainer.init(jax.random.key(7), tiny.batch())
+    state = tiny.jit(trainer.init)(jax.random.key(7), tiny.batch())
     assert len(state.layers) == (2 if stack else 3)
     step, drawn[stack] = tiny.jit(trainer.step), []
     for _ in range(2):
@@ -482,7 +482,7 @@ def test_the_head_learns_from_the_features_before_the_step():
   found = [readouts.score_sum(), readouts.softmax_head(tiny.CLASSES, first_layer=1)]
   trainer = tiny.trainer(readouts=found, readout_optimizer=optax.sgd(0.3))
   batch = tiny.batch()
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   features = np.concatenate(
     [np.asarray(f, np.float64) for f in trainer.features(state, batch.image)[1:]], 1
   )
@@ -503,7 +503,7 @@ def test_answers_features_and_goodness_by_hand():
   """They are what a run is judged by; all in evaluation mode (gain 1/2)."""
   trainer = tiny.trainer(readouts=[readouts.score_sum(), readouts.last_layer(), readouts.vote()])
   batch = tiny.batch()
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   x, features = np.asarray(batch.image, np.float64), []
   for s in trainer.layer_states(state):
     x = np.tanh(0.5 * x @ np.asarray(s.params["layer"]["w"], np.float64))
@@ -546,7 +546,7 @@ def test_metrics_have_one_number_a_layer_and_nan_for_none(stack):
     assert "loss" in metrics
     assert {(m.shape, str(m.dtype)) for m in metrics.values()} == {((3,), "float32")}
     if silent:
-      state = trainer.init(jax.random.key(0), batch)
+      state = tiny.jit(trainer.init)(jax.random.key(0), batch)
       _, metrics = tiny.jit(trainer.step)(state, batch)
       for name, layers in silent.items():
         np.testing.assert_array_equal(np.isnan(metrics[name]), np.isin(np.arange(3), layers))
@@ -563,7 +563,7 @@ def test_batch_norm_statistics_are_of_the_layer_and_move_in_training_only():
   )
   rng = np.random.default_rng(0)
   batch = Batch(jnp.asarray(rng.normal(size=(5, 4, 4, 1)), jnp.float32), jnp.arange(5) % 3)
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   new, _ = tiny.jit(trainer.step)(state, batch, jnp.zeros(2))
   x = method.plain_view(batch.image)
   for old, own in zip(trainer.layer_states(state), trainer.layer_states(new), strict=True):
@@ -754,7 +754,7 @@ def test_outputs_of_every_layer_are_those_the_answer_reads():
     optimizer=optax.sgd(0.1),
   )
   batch = Batch(jax.random.normal(jax.random.key(1), (8, 4)), jnp.zeros(8, jnp.int32))
-  state = trainer.init(jax.random.key(0), batch)
+  state = tiny.jit(trainer.init)(jax.random.key(0), batch)
   plain = trainer.layer_outs(state, batch.image, None)
   for out, feature in zip(plain, trainer.features(state, batch.image), strict=True):
     np.testing.assert_array_equal(out.out, feature)

@@ -116,15 +116,18 @@ def kernels(state):
 
 @pytest.mark.parametrize(
   ("network", "options"),
-  [("mlp", {"sizes": (7, 7)}), ("small_cnn", {"channels": (3, 3), "pool_after": ()})],
+  [
+    ("mlp", {"sizes": (7, 7)}),
+    pytest.param("small_cnn", {"channels": (3, 3), "pool_after": ()}, marks=pytest.mark.slow),
+  ],
 )
 def test_a_step_is_the_trainers_own_but_for_the_grid(network, options):
   """Oracle: the float trainer's step from the unpacked weights; kernels within one grid step."""
   trainer = make(1e-3, network, **options)
   wrapped = make(1e-3, network, int8_store(), **options)
-  state = wrapped.init(KEY, batch())
+  state = jit(wrapped.init)(KEY, batch())
   assert [k.values.dtype for k in kernels(state)] == [jnp.int8] * 2
-  floats = trainer.init(KEY, batch())
+  floats = jit(trainer.init)(KEY, batch())
   loaded = wrapped.layer_states(state)
   for packed, own in zip(loaded, floats.layers, strict=True):
     for a, b in zip(jax.tree.leaves(packed.params), jax.tree.leaves(own.params), strict=True):
@@ -149,7 +152,7 @@ def test_a_step_is_the_trainers_own_but_for_the_grid(network, options):
 def test_weights_at_rest_do_not_move_without_a_change():
   """Integers have no fraction to round."""
   wrapped = make(0.0, store=int8_store(), sizes=(7,))
-  state = wrapped.init(KEY, batch())
+  state = jit(wrapped.init)(KEY, batch())
   step = jit(wrapped.step)
   new = state
   for _ in range(3):
@@ -166,7 +169,7 @@ def test_stacked_and_unrolled_layers_keep_the_same_weights(method):
   made = [make(0.01, "mlp", int8_store(), stack, method, sizes=sizes) for stack in (True, False)]
   moved = []
   for trainer in made:
-    state = trainer.init(KEY, batch())
+    state = jit(trainer.init)(KEY, batch())
     assert len(state.layers) == (3 if trainer is made[0] and method is FF else 4)
     moved.append(trainer.layer_states(jit(trainer.step)(state, batch())[0]))
   for a, b in zip(*(jax.tree.leaves([s.params for s in states]) for states in moved), strict=True):
