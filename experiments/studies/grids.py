@@ -181,6 +181,47 @@ def ladder(preset: str, title: str) -> Grid:
   )
 
 
+def families(data: str, title: str) -> Grid:
+  """Four rules on one small conv net, image set, optimiser and budget: what a rule is worth.
+
+  predsim and its network's batch norm are those of its digits preset.
+  """
+  net = {"channels": (16, 32, 32), "pool_after": (1, 2), "pool": "avg"}
+  common = {"data": {"name": data, "batch_size": 100}, "networks": {"small_cnn": net}}
+  predsim = {
+    "method": "local_losses",
+    "methods": {
+      "local_losses": {
+        "loss": "predsim",
+        "head_init": "zero",
+        "pool": "number",
+        "pool_size": 512,
+        "normalization": "none",
+      }
+    },
+    "networks": {"small_cnn": {**net, "batch_norm": True}},
+    "activation": "leaky_relu",
+    "kernel_init": "torch_linear",
+  }
+  points: dict[str, Mapping[str, Any]] = {
+    "DTG-FF": common,
+    "Local-CE": {**common, "method": "local_losses"},
+    "predsim": {**common, **predsim},
+    "BP-DeepSup": {
+      **common,
+      "method": "local_losses",
+      "methods": {"local_losses": {"detach": False}},
+    },
+  }
+  return Grid(
+    title,
+    "dtg_digits",
+    points,
+    note="Convolutions of 16, 32 and 32 channels, AdamW with the same rates for all.",
+    readouts=("score_sum", "last_layer"),
+  )
+
+
 GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
   {
     "ffint8_table1": table1,
@@ -197,6 +238,10 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     "ladder_digits": lambda: ladder("local_ce_digits", "From DTG-FF to BP-DeepSup: digits, MLP"),
     "ladder_cifar10": lambda: ladder(
       "local_ce_cifar10", "From DTG-FF to BP-DeepSup: CIFAR-10, VGG8"
+    ),
+    "families_mnist": lambda: families("mnist", "Four rules on MNIST: conv 16-32-32"),
+    "families_fmnist": lambda: families(
+      "fashion_mnist", "Four rules on Fashion-MNIST: conv 16-32-32"
     ),
     "ffint8_cifar10_small": int8_small_cnn,
     "ffint8_cifar10_small_views": views_small_cnn,
