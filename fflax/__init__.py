@@ -50,6 +50,7 @@ from fflax.training.schedules import (
   simultaneous,
   staggered,
 )
+from fflax.training.sharding import make_mesh
 from fflax.training.step import make_trainer
 from fflax.training.weight_store import int8_store
 from fflax.types import (
@@ -131,6 +132,7 @@ __all__ = [
   "local_losses",
   "locality_matrix",
   "make_lookahead",
+  "make_mesh",
   "make_method",
   "make_network",
   "make_numerics",

@@ -20,6 +20,7 @@ def make_evaluate(
   num_classes: int,
   *,
   predictions: bool = False,
+  multiple_of: int = 1,
 ) -> Evaluate:
   """Makes the jitted evaluation of a split; it may be vmapped over states.
 
@@ -35,6 +36,7 @@ def make_evaluate(
     batch_size: examples at a time; bounds the memory, does not change the result.
     num_classes: K.
     predictions: also return the predicted classes.
+    multiple_of: the devices that share each batch, which is filled up to as many examples.
 
   Returns:
     `evaluate(state, images [N, ...], labels [N]) -> dict` of scalars: "n" and, for every readout,
@@ -50,7 +52,7 @@ def make_evaluate(
       f"split_size, batch_size and num_classes must be positive, not {split_size}, {batch_size}, "
       f"{num_classes}"
     )
-  batch_size = min(batch_size, split_size)
+  batch_size = -(-min(batch_size, split_size) // multiple_of) * multiple_of
   num_batches = -(-split_size // batch_size)
 
   def predict(scores: Array, name: str) -> Array:

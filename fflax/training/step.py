@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from fflax.core import tags
 from fflax.random import Role, role_key, step_key
@@ -30,6 +31,7 @@ from fflax.training.recurrent_sweep import (
   require_sums,
 )
 from fflax.training.schedules import simultaneous
+from fflax.training.sharding import data_parallel, split_layers
 from fflax.training.sweeps import (
   Sweep,
   collaborative_sweep,
@@ -178,6 +180,7 @@ def make_trainer(
   stack: bool | None = None,
   samples: int = 0,
   rematerialize: bool = False,
+  mesh: Mesh | None = None,
 ) -> Trainer:
   """Makes a run's pure functions.
 
@@ -198,6 +201,7 @@ def make_trainer(
     rematerialize: end-to-end gradients keep no more of a layer than its input, and run it once more
       on the way down (methods of global locality only): a forward pass more, less memory, the same
       numbers up to rounding.
+    mesh: of `make_mesh`: batches are split over its `data` axis.
 
   Returns:
     A `Trainer`; all of its functions are jit-able and vmap-able over states and keys.
@@ -205,6 +209,8 @@ def make_trainer(
   Raises:
     ValueError: the combination is impossible; the sentence says why.
   """
+  if mesh is not None:
+    network = split_layers(network, mesh)
   run = Run(
     network,
     method,
@@ -367,7 +373,7 @@ def make_trainer(
   def features(state: TrainState, image: Array) -> tuple[Array, ...]:
     return plain_features(run, kept_states(state), image)
 
-  return Trainer(
+  trainer = Trainer(
     init=init,
     step=step,
     answer=sampled_answer if samples else answer_once,
@@ -379,3 +385,4 @@ def make_trainer(
     schedule=run.schedule,
     locality=locality,
   )
+  return trainer if mesh is None else data_parallel(trainer, mesh)

@@ -1,0 +1,120 @@
+"""Devices in a mesh, and runs that share each batch over its `data` axis.
+
+One mesh with three axes serves every kind of parallelism: `sweep` (runs beside each other), `data`
+(the examples of a batch) and `layer` (layers that learn in a pipeline).
+
+Data parallelism changes where numbers are computed, and nothing else. A step stays one program for
+the whole batch, under `jit`; constraints say that the batch axis is split over `data` and that the
+state is whole on every device, and the compiler parts the work and adds up between devices. So the
+batches, the random numbers (each a function of its key and its place), statistics of batch norm and
+scales of int8 are the whole batch's, and a result is that of one device, up to the order of sums.
+A checkpoint knows no devices: what eight have saved, one resumes.
+
+Views are stacked before the batch, and a layer sees all of them as `[V * B, ...]`: each device then
+has an equal share of those rows, cut regardless of views. Where V and the devices do not divide
+each other, the compiler moves rows between them once more in every layer.
+"""
+
+import dataclasses
+import math
+from typing import TypeVar
+
+import jax
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fflax.types import Array, Batch, Layer, LayerOut, Metrics, Network, PyTree, Trainer, TrainState
+
+AXES = ("sweep", "data", "layer")
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """How many devices share what; their product is what a run needs.
+
+  Attributes:
+    sweep: parts of a sweep, whose runs stand beside each other.
+    data: parts of every batch.
+    layer: parts of the network, in a pipeline.
+  """
+
+  sweep: int = 1
+  data: int = 1
+  layer: int = 1
+
+
+def make_mesh(sweep: int = 1, data: int = 1, layer: int = 1) -> Mesh:
+  """The mesh of the first `sweep * data * layer` devices, with axes "sweep", "data" and "layer".
+
+  The compiler parts programs over it as it sees fit (axes of type `Auto`), within the constraints
+  of this module.
+
+  Raises:
+    ValueError: an axis is not positive, or there are fewer devices; one sentence.
+  """
+  sizes = dict(zip(AXES, (sweep, data, layer), strict=True))
+  for name, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"mesh.{name} must be at least 1, not {size}")
+  needed, there = math.prod(sizes.values()), jax.device_count()
+  if needed > there:
+    asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
+    raise ValueError(f"the mesh ({asked}) asks for {needed} devices, but there are {there}")
+  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicate(tree: T, mesh: Mesh | None) -> T:
+  """`tree` with every array whole on every device of the mesh; as it is, without a mesh."""
+  return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def split_batch(tree: T, mesh: Mesh) -> T:
+  """Constrains the leading axis of every array to be split over `data`, values unchanged.
+
+  An axis that does not divide (of the two examples that shapes are read from) is left alone.
+  """
+  split = NamedSharding(mesh, PartitionSpec("data"))
+
+  def one(x: Array) -> Array:
+    return x if len(x) % mesh.shape["data"] else lax.with_sharding_constraint(x, split)
+
+  return jax.tree.map(one, tree)
+
+
+def split_layers(network: Network, mesh: Mesh) -> Network:
+  """The same network; each layer's work on a batch is split over `data`.
+
+  Stated at every layer, for the compiler would not find the split again where views and batch are
+  stacked in one axis, and every device would compute everything.
+  """
+
+  def one(layer: Layer) -> Layer:
+    def apply(
+      params: PyTree, stats: PyTree, x: PyTree, *, train: bool, key: Array | None = None
+    ) -> tuple[LayerOut, PyTree]:
+      out, stats = layer.apply(params, stats, split_batch(x, mesh), train=train, key=key)
+      return split_batch(out, mesh), stats
+
+    return layer._replace(apply=apply)
+
+  return network._replace(layers=tuple(map(one, network.layers)))
+
+
+def data_parallel(trainer: Trainer, mesh: Mesh) -> Trainer:
+  """The same trainer; its batches are split over `data`, and its states whole on every device.
+
+  Its network's layers are those of `split_layers`.
+  """
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def step(
+    state: TrainState, batch: Batch, loss_weights: Array | None = None
+  ) -> tuple[TrainState, Metrics]:
+    new = trainer.step(state, split_batch(batch, mesh), loss_weights)
+    return lax.with_sharding_constraint(new, whole)
+
+  return trainer._replace(
+    step=step, answer=lambda state, image: trainer.answer(state, split_batch(image, mesh))
+  )
