@@ -103,19 +103,25 @@ def _say(error: Exception | str) -> None:
   sys.stderr.write(f"{program}: {' '.join(str(error).split())}\n")
 
 
-def command_line(module: str, argv: Sequence[str], data_dir: str = "data_dir") -> str:
+def command_line(
+  module: str,
+  argv: Sequence[str],
+  data_dir: str = "data_dir",
+  left_out: Sequence[str] = ("runs",),
+) -> str:
   """The command that reproduces a study, from its arguments, without the user's own folders.
 
   Args:
     module: that was started.
-    argv: its arguments; `--runs` is left out.
+    argv: its arguments.
     data_dir: the flag whose value becomes DIR.
+    left_out: flags that do not change the numbers.
   """
   kept, rest = [], list(argv)
   while rest:
     argument = rest.pop(0)
     flag, equals, _ = argument.lstrip("-").partition("=")
-    private = flag in ("runs", data_dir)
+    private = flag in (*left_out, data_dir)
     if private and not equals and rest:
       rest.pop(0)  # written as `--flag value`
     if flag == data_dir:

@@ -1,6 +1,7 @@
 """What a person sees in the terminal: opening lines, progress bar, closing table."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -108,6 +109,26 @@ class Bar:
         f"epoch {row['epoch']:g}/{self._plan.num_steps // self._plan.steps_per_epoch:g}  "
         f"{text}  {self._accuracy}"
       )
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+  """A bar over many runs; gives `tell(how many more, line)`, the lines stand above the bar."""
+  columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+  progress = Progress(*columns, TimeRemainingColumn(), console=console)
+  task = progress.add_task(what, total=total, completed=done)
+
+  def tell(more: int, line: str) -> None:
+    progress.advance(task, more)
+    if line:
+      console.print(line)
+
+  if console.is_terminal:
+    progress.start()
+  try:
+    yield tell
+  finally:
+    progress.stop()
 
 
 def closing(experiment: Experiment, accuracies: Mapping[str, Mapping[str, float]]) -> None:

@@ -88,7 +88,13 @@ def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> p
   """Writes `experiments/results/<name>.json` atomically and returns its path."""
   FOLDER.mkdir(exist_ok=True)
   path = FOLDER / f"{name}.json"
-  study = {
+  workdir.write_json(path, as_study(name, rows, **extra))
+  return path
+
+
+def as_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> dict[str, Any]:
+  """The content of a result file: the rows, and what they were made with."""
+  return {
     "study": name,
     "commit": workdir.commit(),
     "versions": workdir.versions(),
@@ -96,8 +102,6 @@ def write_study(name: str, rows: Sequence[Mapping[str, Any]], **extra: Any) -> p
     **extra,
     "rows": list(rows),
   }
-  workdir.write_json(path, study)
-  return path
 
 
 _NEEDED = {"metric", "values", "mean", "std", "locality"}

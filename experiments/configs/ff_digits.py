@@ -4,6 +4,8 @@ Command: python -m experiments.train
 Time: under a minute on 2 CPU cores. Expected: see the README.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.config import DataConfig, ExperimentConfig, to_flags
@@ -30,3 +32,8 @@ def get_config() -> ConfigDict:
       checkpoint_every=60,
     )
   )
+
+
+def sweep() -> dict[str, Any]:
+  """The axes of `python -m experiments.sweep`: 32 runs in one program."""
+  return {"seed": list(range(8)), "optimizer.learning_rate": [1e-3, 3e-3, 1e-2, 3e-2]}

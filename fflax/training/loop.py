@@ -131,7 +131,7 @@ def _mean(rows: np.ndarray) -> np.ndarray:
   return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _first_failure(
+def first_failure(
   failed: Mapping[str, np.ndarray], layer_names: Sequence[str]
 ) -> tuple[int, str] | None:
   """The row of the first failure and who failed in it: a layer, if one did, or a readout."""
@@ -145,7 +145,7 @@ def _first_failure(
   return int(row), names[column]
 
 
-def _is_broken(params: PyTree) -> Array:
+def is_broken(params: PyTree) -> Array:
   """Whether any parameter is NaN or infinite."""
   leaves = [~jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]
   return jnp.any(jnp.stack(leaves)) if leaves else jnp.zeros((), bool)
@@ -206,7 +206,7 @@ def train(
 
   chunk = make_chunk(trainer, feed, min(plan.log_every, plan.num_steps))
   broken_parts = jax.jit(
-    lambda s: [_is_broken(x.params) for x in (*trainer.layer_states(s), *s.readouts)]
+    lambda s: [is_broken(x.params) for x in (*trainer.layer_states(s), *s.readouts)]
   )
   writer = None if directory is None else MetricsWriter(directory, resume_step=step)
   clock = time.perf_counter()
@@ -220,7 +220,7 @@ def train(
     """Waits for a chunk, and writes its row if its losses are finite."""
     nonlocal clock
     metrics, failed = jax.tree.map(lambda x: np.asarray(x)[: done.stop - done.first], done.results)
-    failure = _first_failure(failed, names)
+    failure = first_failure(failed, names)
     if failure is not None:
       raise Diverged("the loss", done.first + failure[0], failure[1], good())
     row: Row = {"step": done.stop, "epoch": done.stop / plan.steps_per_epoch}

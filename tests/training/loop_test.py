@@ -278,7 +278,7 @@ def test_infinite_parameters_are_never_saved(tmp_path):
 )
 def test_first_failure(failed, expected):
   flags = {name: np.array(rows, bool) for name, rows in failed.items()}
-  assert loop._first_failure(flags, toy.LAYER_NAMES) == expected
+  assert loop.first_failure(flags, toy.LAYER_NAMES) == expected
 
 
 def test_silent_layers_neither_stop_a_run_nor_spoil_means(tmp_path):
