@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(VERSION)-$(or $(notdir $(REQUIREMENTS)),newest)
 # Stands while an installation is under way: one that was cut is begun afresh, never patched.
 UNFINISHED := $(VENV)/.unfinished
 
-.PHONY: help venv train test coverage lint format mutation report bench pins clean
+.PHONY: help venv train test coverage lint format mutation report bench colabs pins clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -67,6 +67,12 @@ bench: venv ## speed and memory against named rivals (installs PyTorch and qwix)
 	@$(PIP) install -r requirements-bench.txt
 	@for name in step_agreement training_speed memory int8_speed int8_memory qwix_accuracy channelwise_speed binary_matmul one_pass; do \
 	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
+
+colabs: ## execute the notebooks from an environment made afresh, offline (ARGS='--write 1_quickstart')
+	@rm -rf .venv-colabs build
+	@$(MAKE) --no-print-directory venv VENV=.venv-colabs
+	@.venv-colabs/bin/python -m pip --disable-pip-version-check -q install $(addprefix -c ,$(REQUIREMENTS)) '.[colab]'
+	@JAX_PLATFORMS=cpu .venv-colabs/bin/python colabs/build.py $(ARGS)
 
 pins: ## write requirements.txt from what is installed (after `make venv REQUIREMENTS=`)
 	@{ sed -n '/^#/p' requirements.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -Eiv '^(torch|qwix)=' \
