@@ -1,5 +1,6 @@
 """From a configuration to a run's parts: data on the device, trainer, feed, evaluation, proof."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
@@ -25,9 +27,12 @@ from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
+from fflax.training.sharding import AXES, MeshConfig, make_mesh, replicate, split_batch
 from fflax.training.step import check_run, make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
+
+Preprocess = Callable[[Array | None, Array], Array]
 
 
 class Experiment(NamedTuple):
@@ -42,6 +47,7 @@ class Experiment(NamedTuple):
     feed: makes the batches.
     preprocess: `(key or None, image) -> [B, ...]` float32; key None for evaluation.
     plan: when the loop does what, in steps.
+    mesh: the devices that share each batch, or None: one device.
   """
 
   config: ExperimentConfig
@@ -54,8 +60,9 @@ class Experiment(NamedTuple):
   schedule: Schedule
   trainer: Trainer
   feed: Feed
-  preprocess: Callable[[Array | None, Array], Array]
+  preprocess: Preprocess
   plan: Plan
+  mesh: Mesh | None = None
 
   def example(self, size: int = 2) -> Batch:
     """A preprocessed batch of the first training examples."""
@@ -63,17 +70,22 @@ class Experiment(NamedTuple):
 
   def init(self) -> TrainState:
     """The fresh state of the run."""
-    return jax.jit(self.trainer.init)(jax.random.key(self.config.seed), self.example())
+    fresh = jax.jit(self.trainer.init)(jax.random.key(self.config.seed), self.example())
+    return replicate(fresh, self.mesh)
 
   def evaluator(self, name: str, split: Split) -> Callable[[TrainState], dict[str, Array]]:
     """Accuracy (fractions) on a split: `<name>/accuracy/<readout>`, `<name>/<layer>/accuracy`."""
-    images, labels = jnp.asarray(split.image), jnp.asarray(split.label)
+    arrays = jnp.asarray(split.image), jnp.asarray(split.label)
+    images, labels = replicate(arrays, self.mesh)
+    # What is drawn for an example depends on the batch that it stands in: not for another mesh.
+    devices = 1 if self.config.eval_samples else self.config.mesh.data
     evaluate = make_evaluate(
       self.trainer,
       lambda x: self.preprocess(None, x),
       len(labels),
       self.config.eval_batch_size,
       self.dataset.num_classes,
+      multiple_of=devices,
     )
 
     def run(state: TrainState) -> dict[str, Array]:
@@ -96,6 +108,24 @@ def check(config: ExperimentConfig) -> None:
   names = ("network", "method", "schedule", "readouts", "lookahead", "rematerialize")
   check_run(*(parts[name] for name in names))
   _check_accumulation(config, parts["method"])
+
+
+def _mesh(config: ExperimentConfig) -> Mesh | None:
+  """The devices that share each batch; None where there is one."""
+  if config.mesh == MeshConfig():
+    return None
+  mesh, size = make_mesh(**dataclasses.asdict(config.mesh)), config.data.batch_size
+  for axis in AXES:
+    if axis != "data" and mesh.shape[axis] > 1:
+      raise ValueError(
+        f"mesh.{axis}={mesh.shape[axis]}: a run of this command shares its batches alone over "
+        f"devices: use mesh.data, and mesh.{axis}=1"
+      )
+  if size % mesh.shape["data"]:
+    raise ValueError(
+      f"mesh.data={mesh.shape['data']} does not divide data.batch_size={size} into equal parts"
+    )
+  return mesh
 
 
 def _check_score(config: ExperimentConfig) -> None:
@@ -188,6 +218,7 @@ def trainer_parts(
     "weight_store": WEIGHT_STORES[config.weight_store](),
     "lookahead": lookahead.make_lookahead(config.lookahead, config.epochs, steps_per_epoch),
     "optimizer": optimizer(config.optimizer, turn),
+    "mesh": _mesh(config),
     "readout_optimizer": optimizer(config.readout_optimizer, config.epochs),
   }
 
@@ -217,6 +248,9 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
+  mesh = parts["mesh"]
+  if mesh is not None:
+    preprocess = _split(preprocess, mesh)
 
   def indices(key: Array, first_step: Array, num_steps: int) -> Array:
     return stream.batch_indices(key, first_step, num_steps, size, data.batch_size, data.shuffle)
@@ -224,8 +258,8 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   return Experiment(
     config=config,
     dataset=dataset,
-    images=jnp.asarray(dataset.train.image),
-    labels=jnp.asarray(dataset.train.label),
+    images=replicate(jnp.asarray(dataset.train.image), mesh),
+    labels=replicate(jnp.asarray(dataset.train.label), mesh),
     network=parts["network"],
     method=parts["method"],
     readouts=parts["readouts"],
@@ -234,7 +268,13 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
     feed=Feed(indices, preprocess),
     preprocess=preprocess,
     plan=make_plan(config, steps_per_epoch),
+    mesh=mesh,
   )
+
+
+def _split(preprocess: Preprocess, mesh: Mesh) -> Preprocess:
+  """Each device augments the examples that it trains on."""
+  return lambda key, image: preprocess(key, split_batch(image, mesh))
 
 
 def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
@@ -257,7 +297,8 @@ def make_plan(config: ExperimentConfig, steps_per_epoch: int) -> Plan:
 def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
   """Measures which layers move under which loss, in the run's own step; `[L, L]` bool.
 
-  The step is the run's network, method, schedule and readouts on `size` training examples; only the
+  The step is the run's network, method, schedule, readouts and devices on `size` training examples
+  (or as many more as the devices share out equally); only the
   optimiser is replaced by plain SGD, so that nothing but a gradient moves a parameter.
 
   Raises:
@@ -275,7 +316,8 @@ def prove_locality(experiment: Experiment, size: int = 8) -> np.ndarray:
     # Lambda may be zero in the first epoch.
     parts["lookahead"] = lookahead.constant(1.0, parts["lookahead"].mode)
   trainer = make_trainer(image_shape=experiment.dataset.train.image.shape[1:], **parts)
-  batch = experiment.example(size)
+  devices = experiment.config.mesh.data
+  batch = experiment.example(-(-size // devices) * devices)
   state = jax.jit(trainer.init)(jax.random.key(experiment.config.seed), batch)
   step = jax.jit(trainer.step)
 

@@ -24,6 +24,7 @@ from fflax.networks.registry import NETWORKS, network_options
 from fflax.training.lookahead import LookaheadConfig
 from fflax.training.optimizers import OptimizerConfig
 from fflax.training.schedules import StaggerConfig
+from fflax.training.sharding import MeshConfig
 from fflax.training.weight_store import WEIGHT_STORES
 
 _SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
@@ -103,6 +104,7 @@ class ExperimentConfig:
     eval_samples: 0: random units answer with their expectation; T: answers average T passes, which
       needs activation "pbits".
     eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
+    mesh: the devices that share each batch; no part of a run's identity.
   """
 
   seed: int = 0
@@ -131,6 +133,7 @@ class ExperimentConfig:
   checkpoint_every: int = 10
   eval_samples: int = 0
   eval_batch_size: int = 500
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
   def __post_init__(self) -> None:
     """Fills in the defaults of every registered method and network, and checks names and ranges.
@@ -234,6 +237,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
     "readout": ReadoutConfig,
     "optimizer": OptimizerConfig,
     "readout_optimizer": OptimizerConfig,
+    "mesh": MeshConfig,
   }
   for name, cls in nested.items():
     if name in values:
@@ -269,6 +273,7 @@ def fingerprint(config: ExperimentConfig) -> str:
   release that adds one still resumes old runs.
   """
   values = as_dict(config)
+  del values["mesh"]
   values["methods"] = values["methods"][config.method]
   values["networks"] = values["networks"][config.network]
   options, defaults = config.methods[config.method], METHODS[config.method].config()

@@ -39,6 +39,9 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
   console.print(
     f"fflax     python {v['python']}, jax {v['jax']}, flax {v['flax']}, {workdir.device()}"
   )
+  if experiment.mesh is not None:
+    axes = ", ".join(f"{name} {size}" for name, size in experiment.mesh.shape.items() if size > 1)
+    console.print(f"mesh      {axes}: {experiment.mesh.size} devices")
   console.print(
     f"run       {config.method} x {config.network} x {config.numerics} x {config.schedule} x "
     f"{config.readouts[0]}, seed {config.seed}"

@@ -68,6 +68,8 @@ def reopened(
 ) -> tuple[Experiment, TrainState]:
   """The run in `folder`, with its data, and the state of a checkpoint (None: the newest).
 
+  It is opened on one device, whatever it was trained on.
+
   Args:
     folder: of the run.
     data_dir: where sets lie here; empty: where they lay.
@@ -78,6 +80,7 @@ def reopened(
     UsageError: see `restored`.
   """
   values = config.as_dict(workdir.read_config(folder))
+  values["mesh"] = {}  # a checkpoint knows no devices, and there may be fewer here
   if data_dir:
     values["data"]["data_dir"] = data_dir
   experiment = build(config.from_mapping(values))

@@ -4,6 +4,7 @@
 `figures/` and, once the run is finished, `summary.json`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -27,14 +28,15 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "nump
 def default_name(stem: str, overrides: Mapping[str, Any]) -> str:
   """A folder's name: the configuration file's, with a mark of the overrides.
 
-  Variants do not collide; the data folder, which is no part of a run, does not count. A long mark
-  becomes a short hash of itself.
+  Variants do not collide; the data folder and the devices, no part of a run, do not count. A long
+  mark becomes a short hash of itself.
 
   Args:
     stem: name of the configuration file.
     overrides: dotted field -> value.
   """
-  counted = {k: v for k, v in overrides.items() if k != "data.data_dir"}
+  no_part = ("data.data_dir", "mesh.")
+  counted = {k: v for k, v in overrides.items() if not k.startswith(no_part)}
   mark = "".join(f",{k}={v}" for k, v in sorted(counted.items()))
   if len(mark) > _LONGEST_MARK:
     mark = f",{hashlib.sha256(mark.encode()).hexdigest()[:12]}"
@@ -63,6 +65,7 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
     return
   old = read_config(path)
   if config_lib.fingerprint(old) != config_lib.fingerprint(config):
+    old = dataclasses.replace(old, mesh=config.mesh)  # which may differ
     changed = config_lib.differences(config_lib.as_dict(old), config_lib.as_dict(config))
     raise ValueError(
       f"workdir {path} belongs to a run with another configuration (it differs in "
