@@ -124,6 +124,13 @@ FAULTS = (
     ("tests/training/step_test.py", "-k", "no_method_reaches"),
   ),
   Fault(
+    "every device computes the whole batch",
+    "fflax/training/step.py",
+    "    network = split_layers(network, mesh)\n",
+    "    pass\n",
+    ("tests/experiments/mesh_test.py", "-k", "forward_forward"),
+  ),
+  Fault(
     "a recurrent step learns through time",
     "fflax/training/recurrent_sweep.py",
     "    outs = lax.stop_gradient(outs)\n",

@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
   "channelwise": {
     "method": "channelwise",
     "network": "cfse",
-    "networks": {"cfse": {"channels": (8, 8), "pool_after": (2,)}},
+    "networks": {"cfse": {"channels": (8, 8), "groups": (1, 4), "pool_after": (2,)}},
     "readouts": ("softmax_last", "last_layer"),
   },
   "int8": {**_MLP, "numerics": "int8"},

@@ -16,9 +16,10 @@ from experiments.workdir import default_name
 ROOT = pathlib.Path(__file__).parents[2]
 FAST = ("forward_forward",)
 SLOW = ("hyperspherical", "backprop", "channelwise", "int8", "three views")
-# float32 rounds to 6e-8; a gradient sums a few thousand products of either sign, in another order,
-# and three steps with momentum carry the difference on. One other draw gives a thousand times it.
-TOLERANCE = 1e-4
+# Of how far training moves it. float32 rounds to 6e-8; a gradient sums a few thousand products
+# of either sign, in another order, and three steps carry the difference on: 6e-7 (int8) to 3e-5
+# (`three views`) were found. One other draw, such as no augmentation, gives 0.7.
+TOLERANCE = 5e-4
 
 
 def with_devices(*args: str, devices: int = 8, timeout: int = 500) -> subprocess.CompletedProcess:
