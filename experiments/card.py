@@ -26,6 +26,7 @@ from fflax.analysis.plain import plain_numerics
 from fflax.analysis.traffic import optimizer_bits
 from fflax.core.numerics_registry import make_numerics
 from fflax.data import sources
+from fflax.data.catalog import KNOWN
 from fflax.methods.registry import make_method
 from fflax.training.step import make_trainer
 from fflax.types import Array, Batch, Trainer, TrainState
@@ -45,15 +46,6 @@ class Task(NamedTuple):
   source: str
 
 
-_KNOWN = {
-  "digits": ((8, 8, 1), 10),
-  "mnist": ((28, 28, 1), 10),
-  "fashion_mnist": ((28, 28, 1), 10),
-  "cifar10": ((32, 32, 3), 10),
-  "cifar100": ((32, 32, 3), 100),
-}
-
-
 def find_task(config: ExperimentConfig) -> Task:
   """The shapes of a configuration's data; well-known sets are not loaded.
 
@@ -61,8 +53,9 @@ def find_task(config: ExperimentConfig) -> Task:
     ValueError: the data are not known and cannot be loaded.
   """
   data = config.data
-  if data.name in _KNOWN and not data.num_classes:
-    shape, classes = _KNOWN[data.name]
+  if data.name in KNOWN and not data.num_classes:
+    shape, classes, _ = KNOWN[data.name]
+    classes = data.superclasses or classes
     if data.image_size:
       shape = (data.image_size, data.image_size, shape[-1])
     return Task(shape, classes, f"{data.name} (not loaded)")
@@ -280,11 +273,18 @@ def _is_random(key: Key) -> bool:
   return key.what == "ops" and key.kind == "random"
 
 
+def compiled_step(
+  trainer: Trainer, task: Task, batch_size: int
+) -> tuple[jax.stages.Compiled, TrainState, Batch]:
+  """The step as it is compiled for this machine, updated in place, and its arguments' shapes."""
+  state, batch = _abstract(trainer, task, batch_size)
+  return jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile(), state, batch
+
+
 def step_memory(config: ExperimentConfig, task: Task) -> tuple[dict[str, int] | None, str | None]:
   """Bytes of the step as it is compiled for this machine, updated in place; or why not."""
   trainer = traced_trainer(config, task, plain=False)
-  state, batch = _abstract(trainer, task, config.data.batch_size)
-  compiled = jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile()
+  compiled, *_ = compiled_step(trainer, task, config.data.batch_size)
   try:
     return compiled_memory(compiled)._asdict(), None
   except ValueError as error:

@@ -27,7 +27,9 @@ from fflax.training.schedules import StaggerConfig
 from fflax.training.sharding import MeshConfig
 from fflax.training.weight_store import WEIGHT_STORES
 
-_SOURCE_OPTIONS = ("train_split", "validation_split", "test_split", "image_size", "num_classes")
+_SOURCE_OPTIONS = (
+  *("train_split", "validation_split", "test_split", "image_size", "num_classes", "superclasses"),
+)
 
 # Options that the first runs did not have; at their defaults they are no part of a run's identity.
 _LATER_METHOD_OPTIONS = {
@@ -51,6 +53,7 @@ class DataConfig:
       such as "train[:80%]"; empty for the source's own.
     image_size: of tensorflow-datasets: side in pixels that images are resized to; 0 for their own.
     num_classes: of `.npz` files and "synthetic"; 0 for the source's own.
+    superclasses: put the classes together to so many: of cifar100 the 20 published; 0 for no.
     batch_size: examples a step.
     shuffle: a fresh order every epoch.
     normalization: "none" (pixels in [0, 1]), "standard" (published mean and deviation of the set),
@@ -66,6 +69,7 @@ class DataConfig:
   test_split: str = ""
   image_size: int = 0
   num_classes: int = 0
+  superclasses: int = 0
   batch_size: int = 100
   shuffle: bool = True
   normalization: str = "none"

@@ -25,12 +25,13 @@ def choices(config: ExperimentConfig) -> dict[str, Any]:
   """
   sizes = config.networks[config.network].get("sizes")
   network = config.network + (f" {'-'.join(map(str, sizes))}" if sizes else "")
+  coarse = config.data.superclasses
   return {
     "method": config.method,
     "network": network,
     "numerics": config.numerics,
     "schedule": config.schedule,
-    "dataset": config.data.name,
+    "dataset": config.data.name + (f", {coarse} superclasses" if coarse else ""),
     "epochs": config.epochs,
     "setting": _setting(config),
   }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from experiments.studies import pbit_grids
+from experiments.studies import local_grids, pbit_grids
 from experiments.studies.comparison import Grid
 from experiments.studies.table5 import PUBLISHED
 
@@ -248,6 +248,7 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     "ffint8_cifar10_mobilenetv2": lambda: table5("ffint8_mobilenetv2", "MobileNet-V2"),
     "ffint8_cifar10_efficientnetb0": lambda: table5("ffint8_efficientnetb0", "EfficientNet-B0"),
     "ffint8_cifar10_resnet18": lambda: table5("ffint8_resnet18", "ResNet-18"),
+    **local_grids.grids(),
     **pbit_grids.grids(),
   }
 )

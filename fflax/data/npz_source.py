@@ -3,6 +3,10 @@
 Keys: `x_train`, `y_train`, `x_test`, `y_test`, and optionally `x_validation`, `y_validation` and
 the scalar `num_classes`; other keys are left alone. Images are uint8 `[N, H, W, C]`, features
 float32 `[N, D]`, labels integers `[N]`. Nothing is ever unpickled.
+
+The files of MedMNIST (J. Yang et al., 2023, arXiv 2110.14795) are read as they are, too:
+`train_images`, `train_labels`, and so on with `val` and `test`; grey images `[N, H, W]` and labels
+`[N, 1]`.
 """
 
 import os
@@ -18,6 +22,12 @@ from fflax.data.dataset import DataError, Dataset, Split, check_split, hold_out,
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, MemoryError)
 """What numpy and zipfile raise while they read a file that is cut, altered or no `.npz` at all."""
+
+_OURS = {part: (f"x_{part}", f"y_{part}") for part in ("train", "validation", "test")}
+_MEDMNIST = {
+  part: (f"{name}_images", f"{name}_labels")
+  for part, name in (("train", "train"), ("validation", "val"), ("test", "test"))
+}
 
 
 def load(
@@ -42,15 +52,19 @@ def load(
   if not path.is_file():
     raise DataError(f"{path}: there is no such file")
   arrays = _read(path)
+  layout = _MEDMNIST if "x_train" not in arrays and "train_images" in arrays else _OURS
   parts = {}
-  for part in ("train", "validation", "test"):
-    x, y = f"x_{part}", f"y_{part}"
+  for part, (x, y) in layout.items():
     if part == "validation" and not {x, y} & set(arrays):
       continue
     for key in (x, y):
       if key not in arrays:
         raise DataError(f"{path}: array {key!r} is missing")
-    parts[part] = check_split(arrays[x], arrays[y], f"{path} ({part})")
+    image, label = arrays[x], arrays[y]
+    if layout is _MEDMNIST:
+      image = image[..., None] if image.ndim == 3 else image
+      label = label[:, 0] if label.ndim == 2 and label.shape[1] == 1 else label
+    parts[part] = check_split(image, label, f"{path} ({part})")
   if num_classes is None and "num_classes" in arrays:
     declared = arrays["num_classes"]
     if declared.ndim or not np.issubdtype(declared.dtype, np.integer):
@@ -74,8 +88,8 @@ def load(
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The arrays of the format; a file that is no archive is not offered to numpy's other readers."""
-  wanted = {f"{x}_{part}" for x in "xy" for part in ("train", "validation", "test")}
+  """The known arrays; a file that is no archive is not offered to numpy's other readers."""
+  wanted = {key for layout in (_OURS, _MEDMNIST) for keys in layout.values() for key in keys}
   key = None
   try:
     with zipfile.ZipFile(path) as archive:

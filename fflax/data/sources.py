@@ -7,6 +7,8 @@
 | `path/to/set.npz` | one file of arrays, see `fflax.data.npz_source` |
 | `tfds:NAME` | an image set that tensorflow-datasets has prepared, see `fflax.data.tfds_source` |
 | `NAME` | `<data_dir>/NAME.npz` if there is one, else `tfds:NAME` |
+
+`fflax.data.catalog` lists published sets, and where they come from.
 """
 
 import inspect
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fflax.data import npz_source, synthetic, tfds_source
+from fflax.data.catalog import how_to_get
 from fflax.data.dataset import (
   DataError,
   Dataset,
@@ -27,6 +30,7 @@ from fflax.data.dataset import (
   make_dataset,
   stratified_choice,
 )
+from fflax.data.superclasses import with_superclasses
 
 DIGITS_TEST_SIZE = 360
 
@@ -37,6 +41,7 @@ def load(
   data_dir: str | os.PathLike[str] | None = None,
   validation: int = 0,
   seed: int = 0,
+  superclasses: int = 0,
   **options: Any,
 ) -> Dataset:
   """Loads a data set by name; see the table above. Nothing is downloaded.
@@ -46,6 +51,7 @@ def load(
     data_dir: where `.npz` files and prepared sets lie; None: the default of tensorflow-datasets.
     validation: number of examples to hold out of the training split, stratified by class.
     seed: chooses the validation examples; for `synthetic` also the task.
+    superclasses: put the classes together to so many (see `superclasses.coarse_labels`); 0: no.
     **options: of the source. `.npz`: `num_classes`; `synthetic`: `num_classes`, `num_train`,
       `num_test`; tensorflow-datasets: `train_split`, `validation_split`, `test_split`,
       `image_size`.
@@ -53,6 +59,17 @@ def load(
   Raises:
     DataError: if there is no such set or option, or the data cannot be used.
   """
+  whole = _load(name, data_dir, validation, seed, options)
+  return with_superclasses(whole, superclasses) if superclasses else whole
+
+
+def _load(
+  name: str,
+  data_dir: str | os.PathLike[str] | None,
+  validation: int,
+  seed: int,
+  options: dict[str, Any],
+) -> Dataset:
   if not name:
     raise DataError("the data set's name is empty")
   if seed < 0 or seed >= 2**32:
@@ -75,9 +92,11 @@ def load(
   if path.is_file():
     return _call(npz_source.load, name, options, path=path, **split)
   if tfds_source.find(name, root) is None:
+    hint = how_to_get(name)
     raise DataError(
       f"there is no data set {name!r}: it is neither digits nor synthetic, and {root} holds neither"
       f" {name}.npz nor a set of that name prepared by tensorflow-datasets"
+      + (f"; {hint}" if hint else "")
     )
   return _call(tfds_source.load, name, options, name=name, data_dir=data_dir, **split)
 

@@ -56,6 +56,25 @@ def test_features_and_a_validation_split_of_its_own(write):
     npz_source.load(path, validation=3)
 
 
+def test_files_of_medmnist_are_read_as_they_are(tmp_path):
+  rng = np.random.RandomState(2)
+  file = {}
+  for part, size in (("train", 12), ("val", 6), ("test", 9)):
+    file[f"{part}_images"] = rng.randint(0, 256, (size, 5, 5)).astype(np.uint8)
+    file[f"{part}_labels"] = (np.arange(size) % 3).astype(np.uint8)[:, None]
+  np.savez(tmp_path / "bloodmnist.npz", **file)
+  got = sources.load("bloodmnist", data_dir=tmp_path)
+  assert (got.name, got.num_classes, got.train.image.shape) == ("bloodmnist", 3, (12, 5, 5, 1))
+  for part, split in (("train", got.train), ("val", got.validation), ("test", got.test)):
+    assert split is not None
+    np.testing.assert_array_equal(split.image[..., 0], file[f"{part}_images"])
+    np.testing.assert_array_equal(split.label, file[f"{part}_labels"][:, 0])
+  # Several labels an example are another task.
+  np.savez(tmp_path / "chestmnist.npz", **{**file, "train_labels": np.zeros((12, 14), np.uint8)})
+  with pytest.raises(DataError, match=r"labels must be \[N\], not of shape \(12, 14\)"):
+    sources.load("chestmnist", data_dir=tmp_path)
+
+
 def test_validation_comes_out_of_training_only(write):
   got = npz_source.load(write(), validation=6, seed=1)
   assert got.validation is not None

@@ -5,6 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from fflax.data import sources, synthetic
+from fflax.data.catalog import KNOWN
 from fflax.data.dataset import DataError
 from tests.data import tfds_fixture
 
@@ -112,3 +113,12 @@ def test_a_bare_name_means_npz_before_a_prepared_set(tmp_path):
   assert sources.load("toy", data_dir=tmp_path).train.image[0, 0, 0, 0] == 0
   assert sources.load("tfds:toy", data_dir=tmp_path).train.image[0, 0, 0, 0] == 7
   assert sources.load(str(tmp_path / "toy.npz")).name == "toy"
+
+
+def test_what_is_missing_says_where_it_comes_from(tmp_path):
+  for name in KNOWN:
+    if name != "digits":
+      with pytest.raises(DataError, match=f"^there is no data set '{name}': [^\n]*; [^\n]*{name}"):
+        sources.load(name, data_dir=tmp_path)
+  with pytest.raises(DataError, match="prepared by tensorflow-datasets$"):
+    sources.load("nowhere", data_dir=tmp_path)

@@ -120,6 +120,8 @@ def test_int8_settings_go_to_the_int8_control_alone():
 def test_shapes_of_data():
   assert find_task(make(data={"name": "cifar10"}))[:2] == ((32, 32, 3), 10)
   assert find_task(make(data={"name": "cifar10", "image_size": 16}))[:2] == ((16, 16, 3), 10)
+  assert find_task(make(data={"name": "cifar100", "superclasses": 20}))[:2] == ((32, 32, 3), 20)
+  assert find_task(make(data={"name": "tiny_imagenet"}))[:2] == ((64, 64, 3), 200)
   assert find_task(make(data={"name": "synthetic", "num_classes": 3})).num_classes == 3
   with pytest.raises(ValueError, match="there is no data set 'nowhere'"):
     find_task(make(data={"name": "nowhere"}))

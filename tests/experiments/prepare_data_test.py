@@ -12,6 +12,7 @@ from absl.testing import flagsaver
 
 # Defines flags when it is first read from, and flagsaver would take them away again.
 from array_record.python import array_record_data_source  # noqa: F401
+from PIL import Image
 
 from experiments import cli, prepare_data
 from fflax.data import sources
@@ -153,6 +154,33 @@ def test_a_prepared_set_is_left_alone(prepared, capsys):
 def test_bad_input_is_refused(prepared, values, message):
   with pytest.raises(cli.UsageError, match=message):
     main(**({"dataset": "toy", "data_dir": str(prepared[0])} | values))
+
+
+def test_packs_a_folder_of_images(tmp_path, capsys):
+  for part, name, shade in (("train", "a", 1), ("train", "b", 2), ("val", "a", 3), ("val", "b", 4)):
+    path = tmp_path / "images" / part / name / "one.png"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (5, 7), (shade, 0, 0)).save(path)
+  (tmp_path / "classes.txt").write_text("b\na\n")
+  out = tmp_path / "tiny_imagenet.npz"
+  main(
+    folder=str(tmp_path / "images"),
+    class_list=str(tmp_path / "classes.txt"),
+    image_size=4,
+    npz=str(out),
+  )
+  assert "2 training and 2 test examples of 2 classes" in capsys.readouterr().out
+  got = sources.load("tiny_imagenet", data_dir=tmp_path)
+  assert got.train.image[:, 0, 0, 0].tolist() == [2, 1] and got.train.label.tolist() == [0, 1]
+  assert got.test.image[:, 3, 3, 0].tolist() == [4, 3]
+  for values, message in (
+    ({"npz": None}, "--folder goes with --npz=FILE, and without --dataset"),
+    ({"dataset": "toy"}, "--folder goes with --npz=FILE, and without --dataset"),
+    ({"folder": None, "dataset": "toy", "class_list": "x"}, "--class_list is for --folder"),
+    ({"folder": "/nonexistent"}, "there is no folder 'train'"),
+  ):
+    with pytest.raises(cli.UsageError, match=message):
+      main(**({"folder": str(tmp_path), "npz": str(tmp_path / "new.npz")} | values))
 
 
 PROGRAM = """

@@ -1,0 +1,130 @@
+"""Folders of images, a folder a class: how ImageNet and its parts come.
+
+`FOLDER/train/CLASS/...` and `FOLDER/val/CLASS/...` (or `FOLDER/test/CLASS/...`), images at any
+depth below a class; or, as in Tiny ImageNet, `FOLDER/val/images` with the classes in
+`FOLDER/val/val_annotations.txt`.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fflax.data.dataset import DataError, Dataset, Split, check_split, make_dataset
+
+_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
+_ANNOTATIONS = "val_annotations.txt"
+
+
+def load(
+  folder: str | os.PathLike[str],
+  *,
+  image_size: int | None = None,
+  class_list: str | os.PathLike[str] | None = None,
+) -> Dataset:
+  """Decodes every image of the classes, as `[N, S, S, 3]` uint8.
+
+  Args:
+    folder: see above; its name is the data set's.
+    image_size: side in pixels: the shorter side is resized to it, and the middle cut out
+      (bilinear); needed where images differ in size.
+    class_list: a file with a class in every line (its first word; "#" begins a comment), in the
+      order of the labels; None: all classes of the training folder, by name.
+
+  Raises:
+    DataError: a folder, a class or the list is missing or empty, an image cannot be decoded, images
+      differ in size, or all of them together are larger than this machine's memory.
+  """
+  root = pathlib.Path(folder).expanduser()
+  train = root / "train"
+  if not train.is_dir():
+    raise DataError(f"{root}: there is no folder 'train' with a folder for each class")
+  test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+  if test is None:
+    raise DataError(f"{root}: there is neither a folder 'val' nor a folder 'test'")
+  names = _listed(pathlib.Path(class_list)) if class_list is not None else _folders(train)
+  files = {"train": _files(train, names), "test": _files(test, names)}
+  _check_room(root, sum(map(len, files.values())), image_size)
+  parts = {part: _decode(found, image_size) for part, found in files.items()}
+  return make_dataset(
+    root.resolve().name, parts["train"], parts["test"], num_classes=len(names), where=str(root)
+  )
+
+
+def _listed(path: pathlib.Path) -> list[str]:
+  """The classes of a list."""
+  try:
+    lines = path.expanduser().read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(f"{path}: the list of classes cannot be read ({error})") from error
+  words = [line.partition("#")[0].split() for line in lines]
+  names = [line[0] for line in words if line]
+  if len(names) < 2 or len(set(names)) < len(names):
+    raise DataError(f"{path}: a list of classes names at least two, each once")
+  return names
+
+
+def _folders(root: pathlib.Path) -> list[str]:
+  names = sorted(path.name for path in root.iterdir() if path.is_dir())
+  if len(names) < 2:
+    raise DataError(f"{root}: at least 2 folders of classes are needed, not {len(names)}")
+  return names
+
+
+def _files(root: pathlib.Path, names: Sequence[str]) -> list[tuple[pathlib.Path, int]]:
+  """Every image of the classes below `root`, with its label."""
+  annotations = root / _ANNOTATIONS
+  if annotations.is_file():
+    place = {name: i for i, name in enumerate(names)}
+    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    if any(len(line) < 2 for line in lines):
+      raise DataError(f"{annotations}: every line must hold a file and its class, with a tab")
+    found = [(root / "images" / line[0], place[line[1]]) for line in lines if line[1] in place]
+  else:
+    found = []
+    for label, name in enumerate(names):
+      if not (root / name).is_dir():
+        raise DataError(f"{root}: there is no folder of class {name!r}")
+      images = (p for p in (root / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+      found += [(path, label) for path in sorted(images)]
+  missing = set(range(len(names))) - {label for _, label in found}
+  if missing:
+    raise DataError(f"{root}: there is no image of class {names[min(missing)]!r}")
+  return found
+
+
+def _check_room(root: pathlib.Path, number: int, side: int | None) -> None:
+  """Refuses what cannot fit, before hours of decoding."""
+  try:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, OSError, ValueError):  # not on this system
+    return
+  needed = number * (side or 1) ** 2 * 3
+  if needed > memory:
+    raise DataError(
+      f"{root}: {number} images of {side}x{side} take {needed / 2**30:.1f} GiB, and this machine "
+      f"has {memory / 2**30:.1f} GiB: use a smaller image_size or fewer classes"
+    )
+
+
+def _decode(files: Sequence[tuple[pathlib.Path, int]], side: int | None) -> Split:
+  from PIL import Image, ImageOps
+
+  pixels: np.ndarray | None = None
+  for i, (path, _) in enumerate(files):
+    try:
+      with Image.open(path) as file:
+        image = file.convert("RGB")
+    except (OSError, ValueError) as error:  # missing, cut, or no image at all
+      raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
+    if side is not None:
+      image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    one = np.asarray(image, np.uint8)
+    if pixels is None:
+      pixels = np.empty((len(files), *one.shape), np.uint8)
+    if one.shape != pixels.shape[1:]:
+      raise DataError(f"{path}: images differ in size, so image_size must be given")
+    pixels[i] = one
+  assert pixels is not None  # every class has an image
+  return check_split(pixels, np.asarray([label for _, label in files]), str(files[0][0].parent))
