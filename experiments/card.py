@@ -274,11 +274,12 @@ def _is_random(key: Key) -> bool:
 
 
 def compiled_step(
-  trainer: Trainer, task: Task, batch_size: int
+  trainer: Trainer, task: Task, batch_size: int, options: Mapping[str, Any] | None = None
 ) -> tuple[jax.stages.Compiled, TrainState, Batch]:
   """The step as it is compiled for this machine, updated in place, and its arguments' shapes."""
   state, batch = _abstract(trainer, task, batch_size)
-  return jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile(), state, batch
+  lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
+  return lowered.compile(dict(options) if options else None), state, batch
 
 
 def step_memory(config: ExperimentConfig, task: Task) -> tuple[dict[str, int] | None, str | None]:
