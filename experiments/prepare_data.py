@@ -75,7 +75,7 @@ def pack(dataset: Dataset, out: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
   """Prepares, then packs if asked to; or packs a folder."""
   del argv
-  name, folder = _DATASET.value, _FOLDER.value
+  name, folder = _DATASET.value or "", _FOLDER.value
   if not name and not folder:
     raise cli.UsageError("--dataset is missing, for example --dataset=mnist")
   if folder and (name or not _NPZ.value):
