@@ -30,7 +30,7 @@ def test_every_method_comes_plain_accumulated_and_where_it_can_rematerialised():
     assert chosen.data.batch_size * chosen.optimizer.accumulate == 8 or cell.accumulate == 1
     assert chosen.rematerialize == cell.rematerialize <= (cell.method in GLOBAL)
     if cell.micro == cell.accumulate * 8:
-      trainer = traced_trainer(chosen, Task((4, 4, 3), CLASSES, ""), plain=False)
+      trainer = traced_trainer(chosen, Task((8, 8, 3), CLASSES, ""), plain=False)
       assert (trainer.locality == "global") == (cell.method in GLOBAL)
   with pytest.raises(ValueError, match="^unknown method 'ff'; there are dtg, "):
     cells(["ff"], "mlp", 8, [2], 8)
