@@ -14,6 +14,7 @@ fails is reported and does not stop the others; the exit code is then 1.
 import os
 import pathlib
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from absl import flags
@@ -23,6 +24,7 @@ from rich.table import Table
 from experiments import cli, config, results, sweep_pages, sweep_search, sweeps, workdir
 from experiments.console import console, counting
 from experiments.sweep_axes import Point, grid, label, make_axes, preset_axes
+from experiments.sweep_points import Rows
 
 _DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -71,6 +73,10 @@ def main(argv: list[str]) -> int:
       failed = {**{label(settings): why for settings, why in refused}, **failed}
   except KeyboardInterrupt:
     raise cli.Stopped("stopped; the same command goes on with the points that are left") from None
+  except BrokenProcessPool:
+    raise cli.Stopped(
+      "a worker died (killed, or out of memory): the same command goes on"
+    ) from None
   for name, why in failed.items():
     console.print(f"failed    {name}: {why}")
   _close(preset, points, [*notes, *(f"failed: {n}: {w}" for n, w in failed.items())], folder)
@@ -106,7 +112,12 @@ def _grid(
     console.print(f"note      {note}")
   by_key = {p.key: p for p in points}
   with counting("points", len(points), len(points) - todo) as tell:
-    for job, wrong in sweeps.run_jobs(jobs, _JOBS.value):
+
+    def evaluated(epoch: float, rows: Rows) -> None:
+      best = max(max(v for n, v in row.items() if n.startswith("accuracy/")) for row in rows)
+      tell(0, f"epoch {epoch:g}  {len(rows)} points, the best at {100 * best:.2f} %")
+
+    for job, wrong in sweeps.run_jobs(jobs, _JOBS.value, evaluated):
       failed |= {label(by_key[key].settings): why for key, why in wrong.items()}
       tell(len(job.settings), f"done      {len(job.settings)} points, {len(wrong)} failed")
   found = _finished(points, folder)

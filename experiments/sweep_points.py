@@ -13,11 +13,12 @@ import numpy as np
 
 from experiments.assembly import Experiment, build
 from experiments.sweep_axes import Point, with_values
-from experiments.traced import NotTraceable, TracedFloat, weak
+from experiments.traced import TracedFloat, weak
 from fflax.data.dataset import Dataset, Split
 from fflax.training.chunk import chunk_function
 from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import first_failure, is_broken
+from fflax.training.sharding import make_mesh
 from fflax.types import Array, Batch, TrainState
 
 _CHUNK = 500
@@ -116,7 +117,7 @@ def traceable(
   def objection(names: Sequence[str]) -> str:
     try:
       _trace(points, names, dataset)
-    except (NotTraceable, TypeError, ValueError) as error:  # alone, every point is possible
+    except Exception as error:  # whatever it is: alone, every point is possible
       return " ".join(str(error).split())[:200]
     return ""
 
@@ -150,12 +151,10 @@ def _trace(points: Sequence[Point], names: Sequence[str], dataset: Dataset) -> N
   jax.eval_shape(program.evaluate, new, values, images, labels)
 
 
-def _placed(tree: Any, count: int, over: bool) -> Any:
-  """Spread over the devices along the axis of points, or whole on each."""
-  devices = jax.devices()[:count]
-  if len(devices) == 1:
+def _placed(tree: Any, mesh: jax.sharding.Mesh | None, over: bool) -> Any:
+  """On the device; with a mesh, split over it along the axis of points, or whole on each device."""
+  if mesh is None:
     return jax.tree.map(jnp.asarray, tree)
-  mesh = jax.sharding.Mesh(np.array(devices), ("sweep",))
   spec = jax.sharding.PartitionSpec("sweep") if over else jax.sharding.PartitionSpec()
   return jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec))
 
@@ -181,7 +180,8 @@ def run_together(
     between epochs, with "epoch"), and "diverged" (None or a sentence).
   """
   count = len(points)
-  width = min(count, len(jax.devices()))
+  width = min(count, jax.device_count())
+  mesh = make_mesh(sweep=width) if width > 1 else None
   # A point more than once fills up the devices; what it gives is left out.
   everyone = [*points, *[points[0]] * (-count % width)]
   own = [datasets[p.config.seed] for p in everyone]
@@ -193,12 +193,12 @@ def run_together(
     splits = [s for s in map(get, own if differ else own[:1]) if s is not None]
     pairs = [[s[i] for s in splits] for i in range(2)]
     images, labels = (np.stack(p) if differ else p[0] for p in pairs)
-    return _placed((images, labels), width, over=differ)
+    return _placed((images, labels), mesh, over=differ)
 
   table = np.array([[p.settings[n] for n in traced] for p in everyone], np.float32)
-  values = _placed(table.reshape(len(everyone), len(traced)), width, over=True)
+  values = _placed(table.reshape(len(everyone), len(traced)), mesh, over=True)
   seeds = np.array([p.config.seed for p in everyone], np.uint32)
-  keys = _placed(jax.vmap(jax.random.key)(jnp.asarray(seeds)), width, over=True)
+  keys = _placed(jax.vmap(jax.random.key)(jnp.asarray(seeds)), mesh, over=True)
   train, plan, names = arrays(lambda d: d.train), alone.plan, alone.trainer.layer_names
   splits = {"test": arrays(lambda d: d.test)}
   if own[0].validation is not None:

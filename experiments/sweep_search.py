@@ -128,7 +128,6 @@ def work(search: Search, on_trial: Callable[[str], None] | None = None) -> None:
 
   base, study = config.from_mapping(search.base), _study(search)
   told = on_trial or (lambda line: None)
-  ended = [s for s in optuna.trial.TrialState if s.is_finished()]
 
   def objective(trial: Any) -> float:
     # Of its number alone: a search that was cut goes on as it would have, and workers differ.
@@ -137,13 +136,13 @@ def work(search: Search, on_trial: Callable[[str], None] | None = None) -> None:
     settings = {name: _suggest(trial, name, axis) for name, axis in search.axes.items()}
     trial.set_user_attr("settings", settings)
     name = label(settings)
-    epochs = 0
+    looks = 0
 
     def judge(epoch: float, rows: Rows) -> None:
-      nonlocal epochs
-      epochs += 1
-      trial.report(_worth(rows, base.readouts[0]), epochs)
-      if epoch < base.epochs and trial.should_prune():
+      nonlocal looks
+      looks += 1
+      trial.report(_worth(rows, points[0].config.readouts[0]), looks)
+      if epoch < points[0].config.epochs and trial.should_prune():
         raise sweeps.Stop(f"{name}: pruned after epoch {epoch:g}")
 
     everything = [{**settings, "seed": seed} for seed in search.seeds]
@@ -168,13 +167,16 @@ def work(search: Search, on_trial: Callable[[str], None] | None = None) -> None:
       trial.set_user_attr("failed", sentences[0])
       told(f"{name}: {sentences[0]}")
       raise optuna.TrialPruned()  # the worst there is, so that the sampler stays away
-    key = f"accuracy/{base.readouts[0]}"
+    key = f"accuracy/{points[0].config.readouts[0]}"
     value = float(np.mean([next(iter(one["accuracy"].values()))[key] for one in found if one]))
     told(f"{name}: {100 * value:.2f} %")
     return value
 
   def enough() -> bool:
-    return len(study.get_trials(deepcopy=False, states=ended)) >= search.trials
+    # A trial whose worker was killed has not ended, and another one is taken in its place.
+    trials = study.get_trials(deepcopy=False)
+    good = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return sum(t.state in good or "failed" in t.user_attrs for t in trials) >= search.trials
 
   def stop_if_enough(study: Any, trial: Any) -> None:
     del trial

@@ -246,14 +246,16 @@ def make_jobs(
 # --- who runs them --------------------------------------------------------------------------------
 
 
-def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Failed]]:
-  """Runs all jobs, here or in `workers` processes; gives each as it is done.
+def run_jobs(
+  jobs: Sequence[Job], workers: int, on_evaluation: Callable[[float, Rows], None] | None = None
+) -> Iterator[tuple[Job, Failed]]:
+  """Runs all jobs, here (and tells evaluations) or in `workers` processes; gives each when done.
 
   A process that dies takes the others of its pool with it: what they had not finished is run once
   more, each job in a process of its own, so that only the one to blame is lost.
   """
   if workers == 1 or len(jobs) < 2:
-    yield from ((job, run_job(job)) for job in jobs)
+    yield from ((job, run_job(job, on_evaluation)) for job in jobs)
     return
   lost: list[Job] = []
   for job, found in _in_pool(jobs, workers):

@@ -117,3 +117,10 @@ for _name in ("add", "sub", "mul", "truediv", "pow"):
   setattr(TracedFloat, f"__r{_name}__", _reflected(_name))
 for _name, _sign in {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}.items():
   setattr(TracedFloat, f"__{_name}__", _comparison(_name, _sign))
+
+# Functions under `jit`, most of `jax.numpy` among them, take pytrees, but no other objects.
+jax.tree_util.register_pytree_node(
+  TracedFloat,
+  lambda traced: ((traced.array,), (traced.name, tuple(traced.numbers.tolist()))),
+  lambda known, arrays: TracedFloat(known[0], arrays[0], known[1]),
+)

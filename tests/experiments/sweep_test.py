@@ -1,5 +1,6 @@
 """The command as a person uses it: bad input, a sweep that is killed and goes on, its slices."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,9 +25,21 @@ AXES = [
   "--axis=data.batch_size=60,100,140,180",
 ]
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+  """A test that fails leaves no processes behind."""
+  yield
+  for run in STARTED:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(run.pid, signal.SIGKILL)
+  STARTED.clear()
+
 
 def start(*args: str) -> subprocess.Popen:
-  return subprocess.Popen(
+  run = subprocess.Popen(
     [sys.executable, "-m", "experiments.sweep", *args],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "160"},
@@ -35,6 +48,8 @@ def start(*args: str) -> subprocess.Popen:
     text=True,
     start_new_session=True,
   )
+  STARTED.append(run)
+  return run
 
 
 def finish(run: subprocess.Popen) -> tuple[int, str, str]:
@@ -57,7 +72,10 @@ def wait_for(run: subprocess.Popen, folder: pathlib.Path, count: int) -> None:
 
 def workers(run: subprocess.Popen) -> list[int]:
   listed = subprocess.run(
-    ["ps", "-o", "pid=,args=", "--ppid", str(run.pid)], capture_output=True, text=True, check=True
+    ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(run.pid)],
+    capture_output=True,
+    text=True,
+    check=True,
   )
   lines = [line.split(maxsplit=1) for line in listed.stdout.splitlines()]
   return [int(pid) for pid, command in lines if "spawn_main" in command]

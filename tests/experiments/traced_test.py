@@ -39,6 +39,13 @@ def test_it_meets_arrays_of_either_library_from_both_sides():
     assert over_points(lambda t, a=array: t > a).tolist() == (NUMBERS[:, None] > row).tolist()
 
 
+def test_jitted_functions_take_it():
+  row = jnp.arange(3.0)
+  for function in (jnp.minimum, jnp.power, jax.jit(lambda x, t: x * t if t > 0 else x)):
+    found = over_points(lambda t, f=function: f(row, t))
+    np.testing.assert_allclose(found, [function(row, float(x)) for x in NUMBERS], rtol=1e-6)
+
+
 def test_it_widens_no_bfloat16_as_a_python_float_does_not():
   found = over_points(lambda t: jnp.ones(2, jnp.bfloat16) * (2 * t))
   assert found.dtype == jnp.bfloat16

@@ -1,0 +1,126 @@
+"""Speed of a sweep: 32 runs of the digits MLP under one `vmap` against one after another.
+
+  python -m experiments.benchmarks.sweep_speed [--rounds=3] [--epochs=10] [--sizes=64,64]
+
+8 seeds x 4 learning rates of `ff_digits`. The rival runs every configuration alone in the same
+process; it compiles once for every learning rate, which is a constant of its program, and uses the
+program again for the seeds. Both load nothing, evaluate on the test split at the end, and must
+find the same mean accuracy. Two ratios: with compilation, as a user waits, every round afresh; and of
+programs that are compiled already.
+"""
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, config, results
+from experiments.assembly import Experiment, build
+from experiments.console import console
+from experiments.sweep_axes import Point, grid
+from experiments.sweep_points import Program, make_program, run_together
+from fflax.data import sources
+from fflax.data.dataset import Dataset
+from fflax.training.chunk import Chunk, make_chunk
+
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds of both", lower_bound=2)
+_EPOCHS = flags.DEFINE_integer("epochs", 10, "of every run", lower_bound=1)
+_SIZES = flags.DEFINE_list("sizes", ["64", "64"], "units of the layers")
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+_SEEDS = tuple(range(8))
+_RATE = "optimizer.learning_rate"
+
+
+class Alone:
+  """Runs points one after another; keeps the programs that it has compiled."""
+
+  def __init__(self, dataset: Dataset):
+    self._dataset = dataset
+    self._compiled: dict[float, tuple[Experiment, Any, Chunk, Any]] = {}
+
+  def accuracy(self, point: Point) -> float:
+    rate = point.settings[_RATE]
+    if rate not in self._compiled:
+      own = build(point.config, self._dataset)
+      example, steps = own.example(), own.plan.num_steps
+      self._compiled[rate] = (
+        own,
+        jax.jit(lambda key: own.trainer.init(key, example)),
+        make_chunk(own.trainer, own.feed, min(500, steps)),
+        own.evaluator("test", self._dataset.test),
+      )
+    own, init, chunk, evaluate = self._compiled[rate]
+    state, done = init(jax.random.key(point.config.seed)), 0
+    while done < own.plan.num_steps:
+      length = min(500, own.plan.num_steps - done)
+      state, _ = chunk(state, own.images, own.labels, length)
+      done += length
+    return float(evaluate(state)[f"test/accuracy/{own.config.readouts[0]}"])
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  with cli.checking():
+    sizes = tuple(int(n) for n in _SIZES.value)
+    base = dataclasses.replace(
+      config.load_preset("ff_digits"),
+      epochs=_EPOCHS.value,
+      eval_every=_EPOCHS.value,
+      networks={"mlp": {"sizes": sizes}},
+    )
+    points, _ = grid(base, {"seed": _SEEDS, _RATE: _RATES})
+  dataset = sources.load(base.data.name)
+  datasets = dict.fromkeys(_SEEDS, dataset)
+  key = f"accuracy/{base.readouts[0]}"
+  seconds: dict[str, list[float]] = {}
+
+  def timed(name: str, run: Any) -> list[float]:
+    start = time.perf_counter()
+    found = run()
+    seconds.setdefault(name, []).append(time.perf_counter() - start)
+    return found
+
+  def together(program: Program) -> list[float]:
+    found = run_together(points, [_RATE], datasets, program=program)
+    return [one["accuracy"]["test"][key] for one in found]
+
+  for i in range(_ROUNDS.value):
+    jax.clear_caches()
+    alone = Alone(dataset)
+    for name in ("one after another", "one after another, compiled"):
+      other = timed(name, lambda one=alone: [one.accuracy(p) for p in points])
+    jax.clear_caches()
+    program = make_program(points, [_RATE], dataset)
+    for name in ("one vmap", "one vmap, compiled"):
+      found = timed(name, lambda one=program: together(one))
+    # Single runs may part where sums run in another order; their mean may not.
+    apart = 100 * abs(float(np.mean(other) - np.mean(found)))
+    if apart > 1:
+      raise RuntimeError(f"mean accuracies differ by {apart:.2f} points: these are other runs")
+    last = ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items())
+    console.print(f"round {i + 1}: {last}; mean accuracies differ by {apart:.2f} points")
+  columns = {
+    **results.choices(base),
+    "preset": "ff_digits",
+    "locality": build(points[0].config, dataset).trainer.locality,
+    "points": len(points),
+    "command": cli.command_line("experiments.benchmarks.sweep_speed", sys.argv[1:]),
+  }
+  rows = []
+  for label in ("one vmap", "one vmap, compiled"):
+    rival = label.replace("one vmap", "one after another")
+    own = {n: [round(s, 3) for s in seconds[n]] for n in (label, rival)}
+    told = {**columns, "preset": f"{len(points)} points of ff_digits, {label}", "seconds": own}
+    rows += results.speedups(seconds, label, [rival], **told)
+  for r in rows:
+    console.print(f"{r['preset']}: {r['mean']:.2f} +- {r['std']:.2f} times as fast as {r['rival']}")
+  console.print(f"results   {results.write_study('sweep_speed', rows)}")
+  return 0
+
+
+if __name__ == "__main__":
+  cli.run(main)
