@@ -5,8 +5,8 @@
 8 seeds x 4 learning rates of `ff_digits`. The rival runs every configuration alone in the same
 process; it compiles once for every learning rate, which is a constant of its program, and uses the
 program again for the seeds. Both load nothing, evaluate on the test split at the end, and must
-find the same mean accuracy. Two ratios: with compilation, as a user waits, every round afresh; and of
-programs that are compiled already.
+find the same mean accuracy. Two ratios: with compilation, as a user waits, every round afresh; and
+of programs that are compiled already.
 """
 
 import dataclasses
