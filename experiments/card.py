@@ -29,7 +29,7 @@ from fflax.data import sources
 from fflax.data.catalog import KNOWN
 from fflax.methods.registry import make_method
 from fflax.training.step import make_trainer
-from fflax.types import Array, Batch, Trainer, TrainState
+from fflax.types import Answers, Array, Batch, Trainer, TrainState
 
 
 class Task(NamedTuple):
@@ -222,11 +222,16 @@ def training_cost(trainer: Trainer, task: Task, batch_size: int) -> PerBatch:
   return step._replace(fixed=step.fixed + moved)
 
 
-def prediction_cost(trainer: Trainer, task: Task, readout: str) -> PerBatch:
-  """The cost of answering by one readout."""
-  return _twice(
-    trainer, task, 1, lambda state, batch: trainer.answer(state, batch.image).readouts[readout]
-  )
+def prediction_cost(
+  trainer: Trainer, task: Task, answer: str | Callable[[Answers], Any]
+) -> PerBatch:
+  """The cost of answering by one readout, or of another part of what the network answers."""
+
+  def part(state: TrainState, batch: Batch) -> Any:
+    answers = trainer.answer(state, batch.image)
+    return answers.readouts[answer] if isinstance(answer, str) else answer(answers)
+
+  return _twice(trainer, task, 1, part)
 
 
 def _plain(

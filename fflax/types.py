@@ -378,7 +378,8 @@ class Trainer(NamedTuple):
     layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
       view, in evaluation mode; random units are drawn, or answer with their expectation if key is
       None.
-    layer_states: `(state) -> tuple` of L unstacked `LayerState`s, parameters as floats.
+    layer_states: `(state, stored=False) -> tuple` of L unstacked `LayerState`s, parameters as
+      floats or as they are stored.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
@@ -390,7 +391,7 @@ class Trainer(NamedTuple):
   goodness: Callable[[TrainState, Batch, Key], Array] | None
   features: Callable[[TrainState, Array], tuple[Array, ...]]
   layer_outs: Callable[[TrainState, Array, Key | None], tuple[LayerOut, ...]]
-  layer_states: Callable[[TrainState], tuple[LayerState, ...]]
+  layer_states: Callable[..., tuple[LayerState, ...]]
   layer_names: tuple[str, ...]
   schedule: Schedule = Schedule("simultaneous")
   locality: Locality = "strict"

@@ -208,7 +208,7 @@ class _Conv:
     pads = tuple((int(low), int(high)) for low, high in padding)
     conv = Int8Conv(x.shape, w.shape, strides, pads, feature_group_count, self.config.backend)
     seeds = None if key is None else seed_words(key, 4)
-    out = _product(_settings(self.config, key, len(x)), conv, x, w, seeds, state)
+    out = _product(_settings(self.config, key, x.shape[0]), conv, x, w, seeds, state)
     return out if preferred_element_type is None else out.astype(preferred_element_type)
 
 

@@ -132,7 +132,7 @@ def local_losses(
     x = squared_activities(out) if squares else out.act.astype(jnp.float32)
     if config.pool == "number" and x.ndim == 4:
       x = average_pool_to(x, config.pool_size)
-    x = grid_features(x, config.pool_size) if config.pool == "grid" else x.reshape(len(x), -1)
+    x = grid_features(x, config.pool_size) if config.pool == "grid" else x.reshape(x.shape[0], -1)
     if squares:
       x /= temperature(params) if low < high else low
     return x

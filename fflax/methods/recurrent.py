@@ -99,7 +99,7 @@ def recurrent(
 
   def score_views(image: Array) -> Between:
     candidates = jnp.arange(num_classes)
-    return jax.vmap(lambda k: show(image, jnp.full(len(image), k)))(candidates)
+    return jax.vmap(lambda k: show(image, jnp.full(image.shape[0], k)))(candidates)
 
   return base._replace(
     name="recurrent",

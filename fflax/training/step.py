@@ -273,7 +273,9 @@ def make_trainer(
   def outs(state: TrainState, image: Array, key: Key | None) -> tuple[LayerOut, ...]:
     return layer_outs(run, kept_states(state), image, key)
 
-  def layer_states(state: TrainState) -> tuple[LayerState, ...]:
+  def layer_states(state: TrainState, stored: bool = False) -> tuple[LayerState, ...]:
+    if stored:
+      return kept_states(state)
     return tuple(dataclasses.replace(s, params=load_params(run, s)) for s in kept_states(state))
 
   def training_views(

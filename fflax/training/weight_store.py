@@ -52,11 +52,11 @@ class WeightStore(NamedTuple):
   move: Callable[[PyTree, PyTree, Key], PyTree]
 
 
-def pack(weight: Array) -> Int8Weight:
-  """`weight` `[..., in, out]` float32, rounded to nearest, with room to grow by a factor of two."""
+def pack(weight: Array, room: float = 2.0) -> Int8Weight:
+  """`weight` `[..., in, out]` float32, rounded to nearest, with room to grow by a factor `room`."""
   axes = tuple(range(weight.ndim - 1))
   largest = jnp.max(jnp.abs(weight), axis=axes, keepdims=True)
-  scale = 2 * jnp.maximum(largest, 1e-30) / MAX
+  scale = room * jnp.maximum(largest, 1e-30) / MAX
   return Int8Weight(*quantize(weight, scale=scale))
 
 
@@ -88,14 +88,18 @@ def _is_stored(leaf: PyTree) -> bool:
   return isinstance(leaf, Int8Weight)
 
 
-def int8_store() -> WeightStore:
-  """Parameters named "kernel" as `Int8Weight`, all others as they are."""
+def int8_store(room: float = 2.0) -> WeightStore:
+  """Parameters named "kernel" as `Int8Weight`, all others as they are.
+
+  Those that are stored already stay what they are; `room`: see `pack`, 1 for what will not move.
+  """
 
   def pack_tree(params: PyTree) -> PyTree:
-    def one(path: tuple, param: Array) -> PyTree:
-      return pack(param) if getattr(path[-1], "key", None) == "kernel" else param
+    def one(path: tuple, param: PyTree) -> PyTree:
+      fresh = getattr(path[-1], "key", None) == "kernel" and not _is_stored(param)
+      return pack(param, room) if fresh else param
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(one, params, is_leaf=_is_stored)
 
   def load(stored: PyTree) -> PyTree:
     return jax.tree.map(lambda p: unpack(p) if _is_stored(p) else p, stored, is_leaf=_is_stored)
