@@ -57,7 +57,7 @@ def write_export(
   """Writes program, weights, loader, manifest and checksums; returns the manifest."""
   if any(array.dtype.hasobject or array.dtype.kind == "V" for array in weights.values()):
     raise ValueError("a weight has a dtype that .npz files cannot hold")
-  np.savez(folder / "weights.npz", **weights)  # type: ignore[arg-type]
+  np.savez(folder / "weights.npz", **weights)
   loader = pathlib.Path(__file__).with_name("load_exported.py")
   contents = {
     "program.stablehlo": program.mlir_module_serialized,
@@ -90,5 +90,4 @@ def write_export(
 
 def _output_names(program: jax.export.Exported) -> list[str]:
   """In the order of `out_avals`."""
-  tree = program.out_tree
-  return sorted(jax.tree.unflatten(tree, range(tree.num_leaves)))
+  return sorted(jax.tree.unflatten(program.out_tree, range(len(program.out_avals))))

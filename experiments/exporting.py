@@ -8,7 +8,7 @@ used. `experiments/load_exported.py` is the other end.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
@@ -165,7 +165,7 @@ def lowered(
 
 
 def _unlowered(
-  program: Callable, weights: Weights, image: jax.ShapeDtypeStruct, platforms: Sequence[str]
+  program: Any, weights: Weights, image: jax.ShapeDtypeStruct, platforms: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
   """The platforms that a program cannot be lowered for, and why."""
   for platform in platforms:
@@ -192,7 +192,7 @@ def input_spec(experiment: Experiment, batch_size: int) -> jax.ShapeDtypeStruct:
 
 def layer_scores(
   experiment: Experiment, trainer: Trainer, state: TrainState, split: Split
-) -> tuple[np.ndarray | None, ...]:
+) -> tuple[Array | None, ...]:
   """The class scores of every layer on a split, `[N, K]` or None."""
 
   @jax.jit

@@ -22,10 +22,10 @@ def load(folder):
   # The program goes into a shell of its signature: jax reads whole files with flatbuffers only.
   zeros = lambda x, o: jax.numpy.zeros((x.shape[0], *o["shape"]), o["dtype"])  # noqa: E731
   shell = jax.jit(lambda _, x: {name: zeros(x, o) for name, o in about["outputs"].items()})
-  shell = jax.export.export(shell, platforms=about["platforms"])(weights, image)
+  outer = jax.export.export(shell, platforms=about["platforms"])(weights, image)
   own = {"mlir_module_serialized": (folder / "program.stablehlo").read_bytes()}
   own |= {"module_kept_var_idx": (*range(len(weights) + 1),), **about["calling"]}
-  call = jax.jit(dataclasses.replace(shell, **own).call)
+  call = jax.jit(dataclasses.replace(outer, **own).call)
   return lambda images: jax.device_get(call(weights, images)), about
 
 

@@ -71,20 +71,20 @@ def check_presets(presets: Mapping[str, config.ExperimentConfig], readout: str) 
       raise ValueError(f"preset {name!r} holds out nothing to fit thresholds on: use --validation")
 
 
-def macs_by_layer(experiment: Experiment, layers: Sequence[int]) -> list[int]:
+def macs_by_layer(experiment: Experiment, layers: Sequence[int]) -> list[float]:
   """MACs of one image's class scores from the layers up to each of `layers`, all views counted."""
   data = experiment.dataset
   task = Task(data.train.image.shape[1:], data.num_classes, data.name)
   trainer = traced_trainer(experiment.config, task)
 
-  def up_to(layer: int) -> int:
+  def up_to(layer: int) -> float:
     cost = prediction_cost(trainer, task, lambda answers: answers.layers[: layer + 1])
     return cost.per_example(1).total("macs")
 
   return [up_to(layer) for layer in layers]
 
 
-def readout_macs(experiment: Experiment) -> dict[str, int]:
+def readout_macs(experiment: Experiment) -> dict[str, float]:
   """MACs of one image's answer by each readout of the run."""
   data = experiment.dataset
   task = Task(data.train.image.shape[1:], data.num_classes, data.name)
