@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from experiments.config import load_preset, to_flags
 from fflax.data.augment import AugmentConfig
 
-_JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
-_SMALL = AugmentConfig(crop=4, flip=True, cutout=14, **_JITTER)
+_GREY = AugmentConfig(crop=4, flip=True, cutout=14)
+_SMALL = dataclasses.replace(_GREY, brightness=0.2, contrast=0.2, saturation=0.2)
 _SETS = {
-  "fashion_mnist": (400, "vgg8", 0, AugmentConfig(crop=4, flip=True, cutout=14)),
-  "stl10": (400, "vgg8", 32, AugmentConfig(crop=4, flip=True, cutout=16, **_JITTER)),
-  "tiny_imagenet": (200, "vgg8", 0, AugmentConfig(crop=8, flip=True, cutout=32, **_JITTER)),
-  "imagenet100": (200, "vgg11", 0, AugmentConfig(crop=28, flip=True, **_JITTER)),
+  "fashion_mnist": (400, "vgg8", 0, _GREY),
+  "stl10": (400, "vgg8", 32, dataclasses.replace(_SMALL, cutout=16)),
+  "tiny_imagenet": (200, "vgg8", 0, dataclasses.replace(_SMALL, crop=8, cutout=32)),
+  "imagenet100": (200, "vgg11", 0, dataclasses.replace(_SMALL, crop=28, cutout=0)),
   "pathmnist": (400, "vgg8", 0, _SMALL),
   "dermamnist": (400, "vgg8", 0, _SMALL),
   "bloodmnist": (400, "vgg8", 0, _SMALL),

@@ -175,8 +175,8 @@ def optimizers(data: str) -> Grid:
     )
   }
   protocols["SGD, cosine, of backprop"] = _SGD
-  methods: dict[str, Fields] = _methods(trunk.norm)
-  methods |= {
+  methods: dict[str, Fields] = {
+    **_methods(trunk.norm),
     "Local-CE": {"method": "local_losses", "readouts": ("score_sum",)},
     "predsim's loss": {
       "method": "local_losses",

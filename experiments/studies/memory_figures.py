@@ -13,13 +13,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 _MIB = 2**20
-_NOTE = """The peak of a step holds its state (weights, the optimiser's two moments, and with
-accumulation the sum of the gradients) and its batch, which are the same for every method, and
-temporaries: activations, their gradients, and the gradient of the weights, of one layer at a time
-for a strict method and of all layers for backprop. What a library for convolutions takes for itself
-is not in the compiler's account. A local rule's temporaries are at best those of its largest layer,
-so the shapes of the network bound what locality can save: where the first maps are the largest, and
-small maps carry the weights, little is left to save at a small micro-batch."""
+_NOTE = """The peak of a step holds its state (weights, the optimiser's two moments, with
+accumulation the sum of the gradients), nearly the same for every method; its batch; and
+temporaries: activations, their gradients, and the gradient of the weights, of one layer at a
+time for a strict method and of all layers for backprop. At a small micro-batch state and
+gradients of weights weigh most, and a local rule can save little of the whole. At a large one
+it saves what stands above its largest layer, and that layer bounds it: the largest map of the
+VGG nets is two fifths of all of their activations, and its layer holds several such maps at
+once. Backprop that rematerialises keeps inputs of layers alone, for a forward pass more, and
+comes as near. What a library for convolutions takes for itself is not in the compiler's
+account."""
 
 
 def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
