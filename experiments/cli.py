@@ -1,6 +1,7 @@
 """How every command here starts: absl flags in; bad input ends in one sentence and exit code 2."""
 
 import contextlib
+import errno
 import pathlib
 import shlex
 import sys
@@ -32,6 +33,29 @@ def checking() -> Iterator[None]:
     yield
   except (ValueError, OSError) as error:
     raise UsageError(str(error) or type(error).__name__) from error
+
+
+_CIRCUMSTANCES = tuple(
+  getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO", "ESTALE")
+)
+
+
+@contextlib.contextmanager
+def working(folder: pathlib.Path) -> Iterator[None]:
+  """Turns a disk that is full, or gone, during the work into `Stopped`.
+
+  Args:
+    folder: of the run; what is saved there is whole, so the sentence says how to go on.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _CIRCUMSTANCES:
+      raise
+    raise Stopped(
+      f"{folder} cannot be written any more ({error.strerror}): what is saved there is whole, and "
+      "the same command goes on from it"
+    ) from error
 
 
 def run(

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import kinds
 from fflax.core.int8_config import Int8Config
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.readouts import READOUTS, ReadoutConfig
@@ -230,9 +231,9 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
   """The inverse of `as_dict` and `to_flags`.
 
   Raises:
-    ValueError: a field is unknown or impossible.
+    ValueError: a field is unknown, of the wrong kind or impossible.
   """
-  values = dict(values)
+  values = dict(kinds.group(values, "config"))
   nested = {
     "int8": Int8Config,
     "pbits": PbitConfig,
@@ -247,27 +248,30 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
     if name in values:
       values[name] = _make(cls, values[name], name)
   if "data" in values:
-    data = dict(values["data"])
+    data = dict(kinds.group(values["data"], "data"))
     if "augment" in data:
       data["augment"] = _make(AugmentConfig, data["augment"], "data.augment")
     values["data"] = _make(DataConfig, data, "data")
-  methods = dict(values.get("methods", {}))
+  methods = kinds.group(values.get("methods", {}), "methods")
   _known("method", methods, METHODS)
   values["methods"] = {n: _make(METHODS[n].config, m, f"methods.{n}") for n, m in methods.items()}
-  values["networks"] = {
-    n: {k: tuple(v) if isinstance(v, list) else v for k, v in dict(options).items()}
-    for n, options in dict(values.get("networks", {})).items()
-  }
+  networks = kinds.group(values.get("networks", {}), "networks")
+  _known("network", networks, NETWORKS)
+  values["networks"] = {n: _options(n, options) for n, options in networks.items()}
   return _make(ExperimentConfig, values, "config")
 
 
-def _make(cls: type, values: Mapping[str, Any], where: str) -> Any:
-  allowed = [f.name for f in dataclasses.fields(cls)]
-  for name in values:
-    if name not in allowed:
-      raise ValueError(f"unknown field {name!r} of {where}; there are {', '.join(allowed)}")
-  values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-  return cls(**values)
+def _options(network: str, values: Any) -> dict[str, Any]:
+  """The given options of a network; lists become tuples."""
+  where = f"networks.{network}"
+  return kinds.checked(kinds.group(values, where), network_options(network), where)
+
+
+def _make(cls: type, values: Any, where: str) -> Any:
+  own = {}
+  for f in dataclasses.fields(cls):
+    own[f.name] = f.default_factory() if callable(f.default_factory) else f.default
+  return cls(**kinds.checked(kinds.group(values, where), own, where))
 
 
 def fingerprint(config: ExperimentConfig) -> str:

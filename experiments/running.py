@@ -18,29 +18,31 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
   Between epochs the validation split is evaluated; the test split only where there is no other.
 
   Raises:
-    UsageError: the folder's newest checkpoint or its metrics are damaged; nothing was changed.
-    Stopped: a loss is not finite any more, or a signal came.
+    UsageError: the folder is another process's or another run's, or its newest checkpoint or its
+      metrics are damaged; nothing was changed.
+    Stopped: a loss is not finite any more, a signal came, or the disk is full.
   """
   data = experiment.dataset
   name = "validation" if data.validation else "test"
   monitor = experiment.evaluator(name, data.validation or data.test)
-  workdir.open_run(folder, experiment.config)
-  first_step = checkpoint.latest_step(folder / "checkpoints") or 0
   try:
-    with console.Bar(experiment, first_step) as bar:
-      return train(
-        experiment.trainer,
-        experiment.feed,
-        state,
-        experiment.images,
-        experiment.labels,
-        experiment.plan,
-        evaluate=monitor,
-        directory=folder,
-        fingerprint=config.fingerprint(experiment.config),
-        on_row=bar.update,
-      )
-  except (checkpoint.CheckpointError, MetricsError) as error:
+    with cli.working(folder), workdir.held(folder, experiment.config):
+      workdir.open_run(folder, experiment.config)
+      first_step = checkpoint.latest_step(folder / "checkpoints") or 0
+      with console.Bar(experiment, first_step) as bar:
+        return train(
+          experiment.trainer,
+          experiment.feed,
+          state,
+          experiment.images,
+          experiment.labels,
+          experiment.plan,
+          evaluate=monitor,
+          directory=folder,
+          fingerprint=config.fingerprint(experiment.config),
+          on_row=bar.update,
+        )
+  except (workdir.InUse, checkpoint.CheckpointError, MetricsError) as error:
     raise cli.UsageError(str(error)) from error
   except (Diverged, Interrupted) as stop:
     raise cli.Stopped(str(stop)) from stop

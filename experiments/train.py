@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
   else:
     console.console.print(f"workdir   {folder}")
   state = run_in(experiment, state, folder)
-  close_run(experiment, state, matrix, folder)
+  with cli.working(folder):
+    close_run(experiment, state, matrix, folder)
   return 0
 
 

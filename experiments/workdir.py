@@ -1,10 +1,12 @@
 """The folder of a run: who it belongs to, and what stands in it.
 
 `config.json`, `versions.json`, `metrics.jsonl`, `timing.jsonl`, `tensorboard/`, `checkpoints/`,
-`figures/` and, once the run is finished, `summary.json`.
+`figures/`, `.lock` for the process that trains and, once the run is finished, `summary.json`.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -13,7 +15,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,8 +23,13 @@ import jax
 from experiments import config as config_lib
 from experiments.config import ExperimentConfig
 
+_LOCK = ".lock"
 _LONGEST_MARK = 60  # characters; file systems allow 255 for a name
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint", "numpy")
+
+
+class InUse(ValueError):
+  """The folder is another process's or another run's; one sentence."""
 
 
 def default_name(stem: str, overrides: Mapping[str, Any]) -> str:
@@ -60,7 +67,8 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
   if not os.access(path, os.W_OK):
     raise ValueError(f"workdir {path} is not writable")
   if not (path / "config.json").exists():
-    if any(p for p in path.iterdir() if not p.name.startswith(".unfinished-")):
+    own = (".unfinished-", _LOCK)  # what a run leaves that was killed while its folder was opened
+    if any(p for p in path.iterdir() if not p.name.startswith(own)):
       raise ValueError(f"workdir {path} is not empty and holds no run of fflax: choose another one")
     return
   old = read_config(path)
@@ -71,6 +79,31 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
       f"workdir {path} belongs to a run with another configuration (it differs in "
       f"{', '.join(changed)}): choose another workdir"
     )
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path, config: ExperimentConfig) -> Iterator[None]:
+  """Makes the folder and keeps other processes out of it; a process that dies lets go of it.
+
+  Raises:
+    InUse: another process trains in it, or has made it another run's meanwhile.
+    OSError: it cannot be written.
+  """
+  path.mkdir(parents=True, exist_ok=True)
+  with (path / _LOCK).open("a") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InUse(
+        f"workdir {path} is in use by another process: wait for its end or choose another workdir"
+      ) from None
+    except OSError:
+      pass  # a file system without locks
+    try:
+      claim(path, config)
+    except ValueError as error:
+      raise InUse(str(error)) from None
+    yield
 
 
 def read_config(path: pathlib.Path) -> ExperimentConfig:

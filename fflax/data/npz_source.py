@@ -9,8 +9,10 @@ The files of MedMNIST (J. Yang et al., 2023, arXiv 2110.14795) are read as they 
 `[N, 1]`.
 """
 
+import lzma
 import os
 import pathlib
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -20,8 +22,14 @@ import numpy as np
 
 from fflax.data.dataset import DataError, Dataset, Split, check_split, hold_out, make_dataset
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, MemoryError)
-"""What numpy and zipfile raise while they read a file that is cut, altered or no `.npz` at all."""
+_DAMAGE = (
+  *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError),
+  *(KeyError, IndexError, OverflowError, MemoryError, RuntimeError, SyntaxError),
+)
+"""What numpy and zipfile raise while they read a file that is cut, altered or no `.npz` at all.
+
+A flipped bit may name another compression or ask for a password: RuntimeErrors.
+"""
 
 _OURS = {part: (f"x_{part}", f"y_{part}") for part in ("train", "validation", "test")}
 _MEDMNIST = {

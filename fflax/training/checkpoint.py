@@ -9,7 +9,9 @@ kill leaves the checkpoint or nothing; one changed bit in any file is noticed be
 
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,7 @@ def save(
   Raises:
     ValueError: `step` is negative or `keep` is not positive.
     CheckpointError: `step` has a checkpoint already (it stays as it is).
+    OSError: the disk is full, or cannot be written; the checkpoints that were there stay.
   """
   if step < 0 or keep < 1:
     raise ValueError(f"a checkpoint needs step >= 0 and keep >= 1, not {step} and {keep}")
@@ -86,7 +89,7 @@ def save(
   # Arrays without elements have no bytes, and orbax refuses them; the manifest still names them.
   arrays = {name: _to_numpy(leaf) for name, leaf in _named_leaves(state).items() if leaf.size}
   if arrays:
-    ocp.save(unfinished / "state", arrays)
+    _write(unfinished / "state", arrays)
   body = {
     "format": _FORMAT,
     "step": step,
@@ -167,6 +170,22 @@ def restore(
 
 
 # --- arrays ---------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+  """Lets orbax write; of a full disk it raises ValueErrors, and its threads log tracebacks."""
+  quiet = lambda record: record.levelno < logging.ERROR  # noqa: E731
+  log = logging.getLogger("absl")
+  log.addFilter(quiet)
+  try:
+    ocp.save(folder, arrays)
+  except Exception as error:
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number is None:
+      raise
+    raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+  finally:
+    log.removeFilter(quiet)
 
 
 def _name(step: int) -> str:
