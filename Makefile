@@ -15,11 +15,11 @@ STAMP := $(VENV)/.installed-$(VERSION)-$(or $(notdir $(REQUIREMENTS)),newest)
 # Stands while an installation is under way: one that was cut is begun afresh, never patched.
 UNFINISHED := $(VENV)/.unfinished
 
-.PHONY: help venv train test coverage lint format mutation report bench colabs pins clean
+.PHONY: help venv train test coverage lint format mutation combinations trust report bench colabs pins clean
 .DELETE_ON_ERROR:
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
 
 venv: $(STAMP) ## the virtual environment, from requirements.txt
 
@@ -59,6 +59,12 @@ format: venv ## put the code into ruff's format
 
 mutation: venv ## plant one-line faults; the tests must catch each
 	@$(BIN)/python tests/mutation.py $(ARGS)
+
+combinations: venv ## try the product of choices and write the table of what combines (an hour; ARGS='--walk=table')
+	@$(BIN)/python -m experiments.combinations --write $(ARGS)
+
+trust: venv ## figures of trust: fuzz, damaged inputs, kills (ARGS='--only kills')
+	@$(BIN)/python tests/trust.py $(ARGS)
 
 report: venv ## one page from all result files, in experiments/results/
 	@$(BIN)/python -m experiments.report $(ARGS)
