@@ -106,9 +106,10 @@ def test_bad_refusals_are_failures(monkeypatch):
 ROWS = product.covering({n: v for n, v in FACTORS.items() if n not in ("network", "extra")})
 
 
-def test_points_are_traced_or_refused():
-  """A third of the rows that hold every pair of numerics, method, schedule and readout."""
-  found = [trial.attempt([Point("mlp", **row)])[0] for row in ROWS[::3]]
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_points_are_traced_or_refused(every):
+  """Rows that hold every pair of numerics, method, schedule and readout, or an eighth of them."""
+  found = [trial.attempt([Point("mlp", **row)])[0] for row in ROWS[::every]]
   assert [o for o in found if o.verdict == "fails"] == []
   assert sum(o.verdict == "works" for o in found) > len(found) / 4
 
@@ -123,10 +124,10 @@ TRAINED = (
 )
 
 
-def test_points_train():
-  found = [trial.attempt([point], train=True)[0] for point in TRAINED]
-  assert [o for o in found if o.verdict == "fails"] == []
-  assert [o.verdict for o in found] == ["refused", *["works"] * (len(found) - 1)]
+@pytest.mark.parametrize("number", [3, pytest.param(6, marks=pytest.mark.slow)])
+def test_points_train(number):
+  found = [trial.attempt([point], train=True)[0] for point in TRAINED[:number]]
+  assert [o.verdict for o in found] == ["refused", *["works"] * (number - 1)], found
 
 
 def test_a_walk_goes_on_where_it_was(tmp_path):
