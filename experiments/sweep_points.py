@@ -32,16 +32,17 @@ class Program(NamedTuple):
   Attributes:
     init: `(keys, values, images, labels) -> states`.
     chunk: `(states, values, images, labels, steps) -> (states, failed)`.
-    evaluate: `(states, values, images, labels) -> flat accuracies` of a split.
-    broken: `(states, values) -> [P, learners]`: whether a parameter is not finite.
+    evaluate: `(states, values, images, labels) -> (flat accuracies of a split, broken)`, with
+      `broken [P, learners]`: whether a parameter of a layer, or of a readout, is not finite.
     capacity: the most steps of a chunk.
+    experiment: the first point's, alone.
   """
 
   init: Callable[..., TrainState]
   chunk: Callable[..., tuple[TrainState, Mapping[str, Array]]]
-  evaluate: Callable[..., dict[str, Array]]
-  broken: Callable[..., Array]
+  evaluate: Callable[..., tuple[dict[str, Array], Array]]
   capacity: int
+  experiment: Experiment
 
 
 def data_differ(points: Sequence[Point]) -> bool:
@@ -59,10 +60,10 @@ def make_program(points: Sequence[Point], traced: Sequence[str], dataset: Datase
     traced: axes that enter the program as arguments, `values [P, len(traced)]`.
     dataset: of one of the points.
   """
-  first, plan = points[0].config, build(points[0].config, dataset).plan
+  first, alone = points[0].config, build(points[0].config, dataset)
   numbers = {name: [p.settings[name] for p in points] for name in traced}
   each = 0 if data_differ(points) else None
-  capacity = min(_CHUNK, plan.eval_every or _CHUNK, plan.num_steps)
+  capacity = min(_CHUNK, alone.plan.eval_every or _CHUNK, alone.plan.num_steps)
 
   def experiment(values: Array) -> Experiment:
     """Of one point, whose hyper-parameters are tracers."""
@@ -80,7 +81,9 @@ def make_program(points: Sequence[Point], traced: Sequence[str], dataset: Datase
     new, (_, failed) = chunk_function(own.trainer, own.feed, capacity)(state, images, labels, steps)
     return new, failed
 
-  def evaluate(state: TrainState, values: Array, images: Array, labels: Array) -> dict[str, Array]:
+  def evaluate(
+    state: TrainState, values: Array, images: Array, labels: Array
+  ) -> tuple[dict[str, Array], Array]:
     own = experiment(values)
     answer = make_evaluate(
       own.trainer,
@@ -90,18 +93,16 @@ def make_program(points: Sequence[Point], traced: Sequence[str], dataset: Datase
       dataset.num_classes,
     )
     found = answer(state, images, labels)
-    return {name: x for name, x in found.items() if "accuracy" in name}
-
-  def broken(state: TrainState, values: Array) -> Array:
-    layers = [s.params for s in experiment(values).trainer.layer_states(state)]
-    return jnp.stack([is_broken(p) for p in [*layers, *(s.params for s in state.readouts)]])
+    layers = [s.params for s in own.trainer.layer_states(state)]
+    broken = [is_broken(p) for p in [*layers, *(s.params for s in state.readouts)]]
+    return {name: x for name, x in found.items() if "accuracy" in name}, jnp.stack(broken)
 
   return Program(
     jax.jit(jax.vmap(init, in_axes=(0, 0, each, each))),
     jax.jit(jax.vmap(chunk, in_axes=(0, 0, each, each, None)), donate_argnums=0),
     jax.jit(jax.vmap(evaluate, in_axes=(0, 0, each, each))),
-    jax.jit(jax.vmap(broken)),
     capacity,
+    alone,
   )
 
 
@@ -185,8 +186,8 @@ def run_together(
   # A point more than once fills up the devices; what it gives is left out.
   everyone = [*points, *[points[0]] * (-count % width)]
   own = [datasets[p.config.seed] for p in everyone]
-  alone = build(points[0].config, own[0])
   program = program or make_program(everyone, traced, own[0])
+  alone = program.experiment
   differ = data_differ(points)
 
   def arrays(get: Callable[[Dataset], Split | None]) -> tuple[Any, Any]:
@@ -205,14 +206,15 @@ def run_together(
     splits = {"validation": arrays(lambda d: d.validation), **splits}
   monitor = next(iter(splits))
 
-  def evaluation(name: str) -> Rows:
-    found = jax.tree.map(np.asarray, program.evaluate(states, values, *splits[name]))
-    return [{k: float(v[i]) for k, v in found.items()} for i in range(count)]
+  def evaluation(name: str) -> tuple[Rows, np.ndarray]:
+    found, broken = jax.tree.map(np.asarray, program.evaluate(states, values, *splits[name]))
+    return [{k: float(v[i]) for k, v in found.items()} for i in range(count)], broken
 
   states = program.init(keys, values, *train)
   history: list[list[dict[str, float]]] = [[] for _ in points]
   diverged: list[str | None] = [None] * count
-  step, rows = 0, []
+  step, bad = 0, np.zeros((count, 1), bool)
+  rows: Rows = []
   while step < plan.num_steps:
     due = plan.num_steps
     if plan.eval_every:
@@ -227,20 +229,19 @@ def run_together(
         diverged[i] = f"the loss of {failure[1]} is not finite in step {at} (counted from 0)"
     step += length
     if step == due and not all(diverged):
-      rows, epoch = evaluation(monitor), step / plan.steps_per_epoch
+      (rows, bad), epoch = evaluation(monitor), step / plan.steps_per_epoch
       for old, row in zip(history, rows, strict=True):
         old.append({"epoch": epoch, **row})
       if on_evaluation is not None:
         on_evaluation(epoch, rows)
     if all(diverged):
       break
-  bad = np.asarray(program.broken(states, values))
   readouts = [f"readout {r.name}" for r in alone.readouts]
   for i in range(count):
     if diverged[i] is None and bad[i].any():
       who = [*names, *readouts][int(bad[i].argmax())]
       diverged[i] = f"a parameter of {who} is not finite in step {step - 1} (counted from 0)"
-  final = {name: rows if name == monitor else evaluation(name) for name in splits}
+  final = {name: rows if name == monitor else evaluation(name)[0] for name in splits}
   return [
     {
       "accuracy": None if diverged[i] else {name: found[i] for name, found in final.items()},

@@ -87,7 +87,7 @@ def make_search(
 def _study(search: Search) -> Any:
   import optuna
 
-  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  optuna.logging.set_verbosity(optuna.logging.ERROR)  # failed trials are told in a sentence
   if search.storage.startswith("redis"):
     storage: Any = search.storage
   else:

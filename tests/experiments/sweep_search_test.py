@@ -45,8 +45,10 @@ def runs(monkeypatch):
   return told
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
 def test_a_search_goes_on_where_it_was_and_counts_every_trial(runs, tmp_path):
   search = sweep_search.make_search(BASE, AXES, 8, "", tmp_path)
+  sweep_search._study(search).ask()  # of a worker that was killed
   lines = []
   found = sweep_search.run(search, 1, lines.append)
   assert len(runs) == len(lines) == 8
