@@ -28,7 +28,7 @@ PRESETS = ["hff_digits", "ff_digits", "dtg_digits", "local_ce_digits", "cwc_digi
 _NOTE = (
   "Thresholds are fitted on {validation} held-out examples, where the preset holds out none; MACs "
   "are counted from the trace of one image, all candidate labels included. The loss that a rule "
-  "allows is one of the held-out examples, not of the test set."
+  "allows is one of the held-out examples, not of the test set. Seeds: {seeds}; epochs: {epochs}."
 )
 
 
@@ -73,7 +73,11 @@ def main(argv: list[str]) -> int:
     curves[name] = [run.curve for run in runs]
     # Written after every preset: the rows say which are in it.
     path = results.write_study(study, rows, curves=curves)
-  note = _NOTE.format(validation=values.validation)
+  note = _NOTE.format(
+    validation=values.validation,
+    seeds=", ".join(map(str, seeds)),
+    epochs=", ".join(f"{one.epochs} ({name})" for name, one in presets.items()),
+  )
   path.with_suffix(".md").write_text(table(rows, "Early exit", note))
   draw(rows, curves, path.with_suffix(".png"))
   console.print(f"results   {path}")

@@ -215,7 +215,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str, note: str) -> str:
     lines += [f"## {preset}", "", "| answer | test accuracy % | MACs | of all % | stops after |"]
     lines += ["|---" * 5 + "|"]
     for r in (r for r in rows if r["preset"] == preset):
-      accuracy = f"{r['mean']:.2f} +- {r['std'] or 0:.2f}"
+      accuracy = f"{r['mean']:.2f}" + ("" if r["std"] is None else f" +- {r['std']:.2f}")
       use = {n: np.mean([u[n] for u in r["use"]]) for n in r["use"][0]}
       told = ", ".join(f"{n} {share:.1f} %" for n, share in use.items() if len(use) > 1)
       cost = si(float(np.mean(r["macs"])), "")
