@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.traced import TracedFloat
+
 
 def group(values: Any, where: str) -> Mapping[str, Any]:
   """`values`, if they are a mapping.
@@ -41,7 +43,8 @@ def _check_kind(where: str, value: Any, default: Any) -> None:
   if isinstance(default, tuple | list):
     good = isinstance(value, tuple | list)
   elif isinstance(default, float):
-    good = isinstance(value, int | float) and not isinstance(value, bool)
+    # A sweep's numbers of several points stand in such fields, too, see traced.py.
+    good = isinstance(value, int | float | TracedFloat) and not isinstance(value, bool)
   elif isinstance(default, bool | int | str):
     good = type(value) is type(default)
   else:
