@@ -296,8 +296,9 @@ def test_any_method_trains_layers_of_pbits(method, network):
   )
   init, step = jit(trainer.init), jit(trainer.step)
   state = init(jax.random.key(0), batch)
-  new, metrics = step(state, batch)
-  again, _ = step(state, batch)
+  weights = jnp.ones(len(trainer.layer_names))
+  new, metrics = step(state, batch, weights)
+  again, _ = step(state, batch, weights)
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(metrics))
   params = [trainer.layer_states(s) for s in (state, new, again)]
   for before, after, same in zip(*params, strict=True):
@@ -306,8 +307,7 @@ def test_any_method_trains_layers_of_pbits(method, network):
       np.testing.assert_array_equal(moved, repeated)
       assert np.any(moved != old)
   # Strict: without layer 2's loss, layer 2 alone stands still.
-  weights = jnp.ones(len(params[0])).at[1].set(0.0)
-  alone = trainer.layer_states(step(state, batch, weights)[0])
+  alone = trainer.layer_states(step(state, batch, weights.at[1].set(0.0))[0])
   for i, (before, got, full) in enumerate(zip(params[0], alone, params[1], strict=True)):
     for leaf, want in zip(
       jax.tree.leaves(got.params), jax.tree.leaves((before if i == 1 else full).params), strict=True
