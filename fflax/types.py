@@ -9,7 +9,7 @@ Shape letters: V views, B examples, K classes, L layers, D features.
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -383,6 +383,8 @@ class Trainer(NamedTuple):
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
+    stages: `(sizes) -> fflax.training.stages.Stages`, the step cut into stages of so many layers
+      for a pipeline; refuses a run whose layers need more than what the layer below hands on.
   """
 
   init: Callable[[Key, Batch], TrainState]
@@ -395,6 +397,7 @@ class Trainer(NamedTuple):
   layer_names: tuple[str, ...]
   schedule: Schedule = Schedule("simultaneous")
   locality: Locality = "strict"
+  stages: Callable[[Sequence[int]], Any] | None = None
 
 
 Optimizer = optax.GradientTransformation

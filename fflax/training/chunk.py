@@ -36,17 +36,28 @@ Chunk = Callable[
 ]
 
 
+def gather_batch(
+  feed: Feed, state: TrainState, images: Array, labels: Array, index: Array
+) -> Batch:
+  """The batch of the state's step, of the examples `index` `[B]`."""
+  key = role_key(step_key(state.key, state.step), Role.AUGMENT)
+  return Batch(feed.preprocess(key, images[index]), labels[index])
+
+
+def failures(metrics: Metrics) -> Metrics:
+  """Which of the losses among the metrics are not finite."""
+  losses = {n: x for n, x in metrics.items() if n == "loss" or n.startswith("readout_loss/")}
+  return {name: ~jnp.isfinite(loss) for name, loss in losses.items()}
+
+
 def chunk_function(trainer: Trainer, feed: Feed, capacity: int) -> Chunk:
   """The pure function that takes several training steps; see `make_chunk`, which jits it."""
 
   def one_step(
     state: TrainState, images: Array, labels: Array, index: Array
   ) -> tuple[TrainState, tuple[Metrics, Metrics]]:
-    key = role_key(step_key(state.key, state.step), Role.AUGMENT)
-    batch = Batch(feed.preprocess(key, images[index]), labels[index])
-    new, metrics = trainer.step(state, batch)
-    losses = {n: x for n, x in metrics.items() if n == "loss" or n.startswith("readout_loss/")}
-    failed = {name: ~jnp.isfinite(loss) for name, loss in losses.items()}
+    new, metrics = trainer.step(state, gather_batch(feed, state, images, labels, index))
+    failed = failures(metrics)
     if trainer.schedule.active is not None:
       # Layers that do not learn in this step report NaN.
       failed["loss"] &= trainer.schedule.active(state.step, len(trainer.layer_names))

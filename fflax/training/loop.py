@@ -22,6 +22,7 @@ import numpy as np
 from fflax.training import checkpoint
 from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
+from fflax.training.pipeline import Pipeline, make_pipeline
 from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
 
 
@@ -145,6 +146,10 @@ def first_failure(
   return int(row), names[column]
 
 
+def _same(state: TrainState) -> TrainState:
+  return state
+
+
 def is_broken(params: PyTree) -> Array:
   """Whether any parameter is NaN or infinite."""
   leaves = [~jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(params)]
@@ -163,6 +168,7 @@ def train(
   directory: Path | None = None,
   fingerprint: str = "",
   on_row: Callable[[Row], None] | None = None,
+  stages: Sequence[int] = (),
 ) -> TrainState:
   """Trains from `state`, or from the newest checkpoint in `directory`, to the end of the plan.
 
@@ -181,6 +187,7 @@ def train(
       nothing.
     fingerprint: identifies the run's configuration; checkpoints of another one are refused.
     on_row: is told every row, for a progress bar.
+    stages: of a pipeline, how many layers each of the first devices has; (): all are on one.
 
   Raises:
     Diverged: a loss or parameter is NaN or infinite; such a state is never saved.
@@ -204,7 +211,13 @@ def train(
   if step == plan.num_steps:
     return state
 
-  chunk = make_chunk(trainer, feed, min(plan.log_every, plan.num_steps))
+  capacity = min(plan.log_every, plan.num_steps)
+  if stages:
+    scatter, chunk, gather = make_pipeline(trainer, feed, capacity, stages)
+  else:
+    scatter, chunk, gather = Pipeline(_same, make_chunk(trainer, feed, capacity), _same)
+  held: Any = scatter(state)
+  del state  # donated, or in parts now
   broken_parts = jax.jit(
     lambda s: [is_broken(x.params) for x in (*trainer.layer_states(s), *s.readouts)]
   )
@@ -237,29 +250,30 @@ def train(
     with _Signals() as signals:
       while step < plan.num_steps:
         stop = plan.next_stop(step)
-        state, results = chunk(state, images, labels, stop - step)
+        held, results = chunk(held, images, labels, stop - step)
         if pending is not None:
           finish(pending)  # while the device works on the chunk just dispatched
         evaluation: Mapping[str, Array] = {}
         if evaluate is not None and plan.is_due(stop, plan.eval_every):
-          evaluation = evaluate(state)
+          evaluation = evaluate(gather(held))
         pending, step = _Pending(step, stop, results, evaluation), stop
         interrupted = signals.name
         if not interrupted and not plan.is_due(step, plan.checkpoint_every):
           continue
         finish(pending)
         pending = None
-        broken = np.flatnonzero(broken_parts(state))
+        whole = gather(held)
+        broken = np.flatnonzero(broken_parts(whole))
         if broken.size:
-          part = [*names, *("a readout" for _ in state.readouts)][broken[0]]
+          part = [*names, *("a readout" for _ in whole.readouts)][broken[0]]
           raise Diverged("a parameter", step - 1, part, good())
         saved = None
         if folder is not None and writer is not None:
           writer.sync()
-          saved = checkpoint.save(folder, step, state, fingerprint=fingerprint, keep=plan.keep)
+          saved = checkpoint.save(folder, step, whole, fingerprint=fingerprint, keep=plan.keep)
         if interrupted:
           raise Interrupted(interrupted, step, saved)
   finally:
     if writer is not None:
       writer.close()
-  return state
+  return gather(held)

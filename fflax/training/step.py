@@ -8,6 +8,7 @@ the look-ahead sweep stands between them.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -32,6 +33,7 @@ from fflax.training.recurrent_sweep import (
 )
 from fflax.training.schedules import simultaneous
 from fflax.training.sharding import data_parallel, split_layers
+from fflax.training.stages import make_stages
 from fflax.training.sweeps import (
   Sweep,
   collaborative_sweep,
@@ -386,5 +388,6 @@ def make_trainer(
     layer_names=tuple(layer.name for layer in network.layers),
     schedule=run.schedule,
     locality=locality,
+    stages=functools.partial(make_stages, run, own_pass) if mesh is None else None,
   )
   return trainer if mesh is None else data_parallel(trainer, mesh)

@@ -52,12 +52,34 @@ def strict_sweep(
     everywhere = run.readouts_listen or run.schedule.frozen_stats == "update"
     needed = everywhere | (lax.cumsum(active.astype(jnp.int32), reverse=True) > 0)
     modes = needed.astype(jnp.int32) + active.astype(jnp.int32)
+  states, _, rows, read = sweep_blocks(
+    run, 0, run.blocks, state.layers, x, label, key, weights, modes, heard
+  )
+  return states, state.coupling, per_layer(rows), read
 
+
+def sweep_blocks(
+  run: Run,
+  first: int,
+  blocks: Sequence[int],
+  states: Sequence[LayerState],
+  x: Handed,
+  label: Array,
+  key: Key,
+  weights: Array | None = None,
+  modes: Array | None = None,
+  heard: Array | None = None,
+) -> tuple[tuple[LayerState, ...], Handed, list[Metrics], tuple[PyTree, ...]]:
+  """The strict step of the layers from `first` on that stand in these blocks.
+
+  Returns:
+    New states by block, what the last of them hands on, and of each layer its metrics and what
+    readouts read.
+  """
   new_states: list[LayerState] = []
   rows: list[Metrics] = []
   read: list[PyTree] = []
-  first = 0
-  for block, block_state in zip(run.blocks, state.layers, strict=True):
+  for block, block_state in zip(blocks, states, strict=True):
     layer = run.network.layers[first]
 
     def one(
@@ -93,7 +115,7 @@ def strict_sweep(
         read.append(shown)
     new_states.append(new)
     first += block
-  return tuple(new_states), state.coupling, per_layer(rows), tuple(read)
+  return tuple(new_states), x, rows, tuple(read)
 
 
 def collaborative_sweep(
@@ -179,6 +201,16 @@ def global_sweep(
   return new, state.coupling, per_layer(rows), tuple(read)
 
 
+def eval_layer(
+  run: Run, index: int, params: PyTree, stats: PyTree, x: Handed, key: Key | None = None
+) -> tuple[LayerOut, Handed]:
+  """A layer's output `[V, B, ...]` and what it hands on, in evaluation mode; see `eval_sweep`."""
+  own = None if key is None else layer_key(key, index, Role.FORWARD)
+  layer = run.network.layers[index]
+  out, _ = apply_views(layer, params["layer"], stats["layer"], x, False, own)
+  return out, hand_on_views(run.method, out, False, None)
+
+
 def eval_sweep(
   run: Run, states: Sequence[LayerState], x: Handed, key: Key | None = None
 ) -> tuple[list, list[Array], list[LayerOut]]:
@@ -187,12 +219,10 @@ def eval_sweep(
   Without a key, random units answer with their expectation.
   """
   scores, features, outs = [], [], []
-  for i, (layer, s) in enumerate(zip(run.network.layers, states, strict=True)):
+  for i, s in enumerate(states):
     params = load_params(run, s)
-    own = None if key is None else layer_key(key, i, Role.FORWARD)
-    out, _ = apply_views(layer, params["layer"], s.stats["layer"], x, False, own)
+    out, x = eval_layer(run, i, params, s.stats, x, key)
     scores.append(run.method.class_scores(params["method"], s.stats["method"], out))
-    x = hand_on_views(run.method, out, False, None)
     features.append(dense(x))
     outs.append(out)
   return scores, features, outs

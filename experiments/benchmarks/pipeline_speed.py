@@ -1,0 +1,247 @@
+"""A pipeline over several cores against one core, and against what the simulator says.
+
+  python -m experiments.benchmarks.pipeline_speed [--stages=2] [--sizes=1000,...] [--rounds=5]
+
+Forward-Forward on a perceptron, random images of MNIST's size, in float32 (time does not depend on
+the images). Two processes take turns: one has one core and trains as ever; the other has as many
+cores as stages, a device of one thread each, and trains the pipeline, whose parameters are the
+same in every bit. The first one also times each stage alone; from these times, and from counted
+multiply-accumulates, the simulator predicts the gain. Needs as many free cores as stages.
+
+Rows: times as fast (`speedup`), the two predictions, and the bound; backprop's pipeline (GPipe, of
+as many micro-batches as stages times four) is predicted from the same times, a third of them on
+the way up.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from experiments import cli, config, results
+from experiments.assembly import Experiment, build
+from experiments.console import console
+from experiments.staging import choose_stages, layer_costs
+from fflax.analysis import pipeline_schedule
+from fflax.data.dataset import Dataset, Split
+from fflax.training.chunk import make_chunk
+from fflax.training.pipeline import make_pipeline
+from fflax.types import Batch
+
+_COMMAND = "python -m experiments.benchmarks.pipeline_speed"
+_FLAGS = "--xla_force_host_platform_device_count={} --xla_cpu_multi_thread_eigen=false"
+
+
+def make_experiment(sizes: Sequence[int], batch: int, image_shape: Sequence[int]) -> Experiment:
+  """Forward-Forward on random images of four batches."""
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (4 * batch, *image_shape), np.uint8)
+  split = Split(image, rng.integers(0, 10, 4 * batch).astype(np.int32))
+  base = config.load_preset("ff_digits")
+  chosen = dataclasses.replace(
+    base,
+    networks={"mlp": {"sizes": tuple(sizes)}},
+    data=config.DataConfig("random", batch_size=batch),
+  )
+  return build(chosen, Dataset("random", split, None, split, num_classes=10, max_value=255))
+
+
+def alone(experiment: Experiment, steps: int) -> Callable[[], None]:
+  """A function that takes so many steps on one device, warm."""
+  chunk, held = make_chunk(experiment.trainer, experiment.feed, steps), [experiment.init()]
+
+  def run() -> None:
+    held[0], rows = chunk(held[0], experiment.images, experiment.labels, steps)
+    jax.block_until_ready((held[0], rows))
+
+  run()
+  return run
+
+
+def pipelined(experiment: Experiment, sizes: Sequence[int], steps: int) -> Callable[[], None]:
+  """The same in a pipeline over the first devices, filled and drained every time."""
+  pipeline = make_pipeline(experiment.trainer, experiment.feed, steps, sizes)
+  held = [pipeline.scatter(experiment.init())]
+
+  def run() -> None:
+    held[0], rows = pipeline.chunk(held[0], experiment.images, experiment.labels, steps)
+    jax.block_until_ready((held[0], rows))
+
+  run()
+  return run
+
+
+def stage_seconds(experiment: Experiment, sizes: Sequence[int], repeats: int) -> list[float]:
+  """Median seconds of one batch in each stage, one stage after another on this device."""
+  assert experiment.trainer.stages is not None
+  stages = experiment.trainer.stages(sizes)
+  parts = jax.tree.map(jnp.copy, stages.split(experiment.init()))
+  size = experiment.config.data.batch_size
+  batch = Batch(experiment.preprocess(None, experiment.images[:size]), experiment.labels[:size])
+  message, medians = stages.enter(parts[0], batch), []
+  for step, part in zip(stages.steps, parts, strict=True):
+    run = jax.jit(step, donate_argnums=0)
+    part, above, _ = jax.block_until_ready(run(part, message))
+    seconds = []
+    for _ in range(repeats):
+      start = time.perf_counter()
+      part, above, _ = jax.block_until_ready(run(part, message))
+      seconds.append(time.perf_counter() - start)
+    message = above
+    medians.append(float(np.median(seconds)))
+  return medians
+
+
+def predictions(times: Sequence[float], macs: Sequence[float], steps: int) -> dict[str, float]:
+  """Speed-ups over one device, by the simulator."""
+  up, down = ([share * t for t in times] for share in (1 / 3, 2 / 3))
+  micro = 4 * len(times)
+  return {
+    "of the stages' times": pipeline_schedule.pipelined(times, steps).speedup,
+    "of multiply-accumulates": pipeline_schedule.pipelined(macs, steps).speedup,
+    "bound, of the stages' times": sum(times) / max(times),
+    "backprop, GPipe": pipeline_schedule.backprop_pipeline(up, down, micro).speedup,
+  }
+
+
+def rows(
+  experiment: Experiment,
+  sizes: Sequence[int],
+  seconds: dict[str, list[float]],
+  times: Sequence[float],
+  steps: int,
+) -> list[dict[str, Any]]:
+  """The measured gain beside the predicted ones."""
+  columns: dict[str, Any] = {
+    "method": experiment.method.name,
+    "network": f"mlp {'-'.join(map(str, experiment.config.networks['mlp']['sizes']))}",
+    "numerics": experiment.config.numerics,
+    "dataset": f"random images, batch {experiment.config.data.batch_size}",
+    "stages": list(sizes),
+    "steps": steps,
+    "locality": experiment.trainer.locality,
+    "command": _COMMAND,
+  }
+  macs = pipeline_schedule.stage_costs(layer_costs(experiment), sizes)
+  found = results.speedups(
+    seconds, "pipeline", ("one core",), preset="measured", seconds=seconds, **columns
+  )
+  for name, value in predictions(times, macs, steps).items():
+    predicted = results.row(
+      "predicted_speedup", [value], preset=name, rival="one device", **columns
+    )
+    found.append(predicted)
+  found.append(results.row("stage_ms", [1e3 * t for t in times], preset="a stage alone", **columns))
+  return found
+
+
+class Worker:
+  """This benchmark in a process of its own, on some of the cores."""
+
+  def __init__(self, role: str, cores: int):
+    environment = {
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS.format(cores)
+    }  # fmt: skip
+    command = [sys.executable, "-m", "experiments.benchmarks.pipeline_speed", f"--role={role}"]
+    own = [a for a in sys.argv[1:] if not a.startswith("--role")]
+    self._process = subprocess.Popen(
+      [*command, *own],
+      env=environment,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      preexec_fn=functools.partial(os.sched_setaffinity, 0, _cores(cores)),
+    )
+    self.greeting = self._read()
+
+  def _read(self) -> Any:
+    assert self._process.stdout is not None
+    line = self._process.stdout.readline()
+    if not line:
+      raise RuntimeError("a worker ended early; its error stands above")
+    return json.loads(line)
+
+  def seconds(self) -> float:
+    """Of one round."""
+    assert self._process.stdin is not None
+    self._process.stdin.write("go\n")
+    self._process.stdin.flush()
+    return self._read()
+
+  def close(self) -> None:
+    """Ends it."""
+    assert self._process.stdin is not None
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def _cores(number: int) -> set[int]:
+  """The first of the cores that this process may use."""
+  found = sorted(os.sched_getaffinity(0))
+  if len(found) < number:
+    raise ValueError(f"{number} stages need as many cores, but this process may use {len(found)}")
+  return set(found[:number])
+
+
+def serve(run: Callable[[], None], greeting: Any) -> None:
+  """Takes a round for every line that is read, and tells its seconds."""
+  print(json.dumps(greeting), flush=True)
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    run()
+    print(json.dumps(time.perf_counter() - start), flush=True)
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  values = flags.FLAGS
+  steps = values.steps
+  with cli.checking():
+    widths = [int(n) if n.strip().isdigit() else 0 for n in values.sizes]
+    if not widths or min(widths) < 1:
+      raise ValueError(f"--sizes takes widths of layers, not {','.join(values.sizes)}")
+    if not values.role:
+      _cores(values.stages)
+    experiment = make_experiment(widths, values.batch, (28, 28, 1))
+    sizes = choose_stages(experiment, values.stages)
+  if values.role == "pipeline":
+    serve(pipelined(experiment, sizes, steps), None)
+    return 0
+  if values.role == "one core":
+    serve(alone(experiment, steps), stage_seconds(experiment, sizes, 2 * steps))
+    return 0
+  workers = {"one core": Worker("one core", 1), "pipeline": Worker("pipeline", values.stages)}
+  seconds: dict[str, list[float]] = {name: [] for name in workers}
+  for i in range(values.rounds):
+    for name, worker in workers.items():
+      seconds[name].append(worker.seconds())
+    console.print(f"round {i + 1}: " + ", ".join(f"{n} {s[-1]:.3f} s" for n, s in seconds.items()))
+  times = workers["one core"].greeting
+  for worker in workers.values():
+    worker.close()
+  found = rows(experiment, sizes, seconds, times, steps)
+  for r in found:
+    console.print(f"{r['metric']:18s} {r['preset']:28s} {r.get('median', r['mean']):8.3f}")
+  console.print(f"results   {results.write_study('pipeline_speed', found)}")
+  return 0
+
+
+if __name__ == "__main__":
+  # Here, so that a test may import this module beside another benchmark with the same flags.
+  flags.DEFINE_enum("role", "", ["", "one core", "pipeline"], "of a worker; set by the benchmark")
+  flags.DEFINE_integer("stages", 2, "stages, a core each", lower_bound=1)
+  flags.DEFINE_list("sizes", ["1000"] * 8, "widths of the layers")
+  flags.DEFINE_integer("batch", 100, "images at a time", lower_bound=1)
+  flags.DEFINE_integer("steps", 100, "batches a round", lower_bound=1)
+  flags.DEFINE_integer("rounds", 5, "rounds of both", lower_bound=2)
+  cli.run(main)

@@ -1,0 +1,41 @@
+"""How the layers of a run are shared out over devices: by what a step of each one costs."""
+
+import jax
+
+from experiments.assembly import Experiment
+from fflax.analysis.cost import count
+from fflax.analysis.pipeline_schedule import balance
+from fflax.types import Batch
+
+
+def layer_costs(experiment: Experiment) -> tuple[float, ...]:
+  """Multiply-accumulates of each layer in one training step; the last one bears the readouts'.
+
+  Raises:
+    ValueError: the run cannot be pipelined; one sentence.
+  """
+  assert experiment.trainer.stages is not None
+  stages = experiment.trainer.stages((1,) * len(experiment.network.layers))
+  size = experiment.config.data.batch_size
+  image, label = (
+    jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
+    for a in (experiment.images, experiment.labels)
+  )
+  image = jax.eval_shape(lambda x: experiment.preprocess(None, x), image)
+  state = jax.eval_shape(experiment.init)
+  parts = jax.eval_shape(stages.split, state)
+  message = jax.eval_shape(stages.enter, parts[0], Batch(image, label))
+  costs = []
+  for step, part in zip(stages.steps, parts, strict=True):
+    costs.append(count(step, part, message, while_trips=1).total("macs"))
+    message = jax.eval_shape(step, part, message)[1]
+  return tuple(costs)
+
+
+def choose_stages(experiment: Experiment, num_stages: int) -> tuple[int, ...]:
+  """The layers of each stage, contiguous, such that the dearest stage is as cheap as can be.
+
+  Raises:
+    ValueError: there are fewer layers than stages, or the run cannot be pipelined; one sentence.
+  """
+  return balance(layer_costs(experiment), num_stages)

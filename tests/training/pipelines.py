@@ -1,0 +1,125 @@
+"""Runs over several devices against the same runs on one, in a process that has several devices.
+
+    python -m tests.training.pipelines STAGES CASE [CASE ...]
+
+prints, for each case, how the state and the metrics of a pipeline differ from those of the ordinary
+trainer ("ordinary") and, if they do, of the same programs on one device ("alone"), as JSON.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.assembly import Experiment, build
+from experiments.config import ExperimentConfig, load_preset
+from fflax.core.pbit_config import PbitConfig
+from fflax.data import sources
+from fflax.data.dataset import Dataset, Split
+from fflax.training.chunk import make_chunk
+from fflax.training.pipeline import Pipeline, make_pipeline
+from fflax.types import TrainState
+
+STEPS, CAPACITY = 20, 12
+
+
+def case(name: str) -> ExperimentConfig:
+  """A small run: METHOD, METHOD-int8, METHOD-pbits or METHOD-interleaved.
+
+  "deep_" in front: 8 layers, or 9, of which 8 are stacked under one scan.
+  """
+  name, _, kind = name.partition("-")
+  deep = name.startswith("deep_")
+  name = name.removeprefix("deep_")
+  preset = {
+    "forward_forward": "ff_digits",
+    "hyperspherical": "hff_digits",
+    "channelwise": "cwc_digits",
+    "dtg": "dtg_digits",
+  }[name]
+  networks: dict[str, dict[str, Any]] = {
+    "mlp": {"sizes": (24,) * (9 if deep else 4)},
+    "cfse": {
+      "channels": (10, 20, 20, 20) * (2 if deep else 1),
+      "groups": (1, 2) * (4 if deep else 2),
+      "pool_after": (2,),
+    },
+    "small_cnn": {"channels": (4, 6, 6, 8) * (2 if deep else 1), "pool_after": (2,), "pool": "avg"},
+  }
+  base = load_preset(preset)
+  data = dataclasses.replace(base.data, batch_size=16)
+  heads = {"forward_forward": ("softmax_head", "score_sum")}
+  readouts = heads.get(name, base.readouts)
+  changes: dict[str, Any] = {"numerics": "int8"} if kind == "int8" else {}
+  if kind == "pbits":
+    changes = {"activation": "pbits", "pbits": PbitConfig(units=3)}
+  if kind == "interleaved":
+    changes = {"schedule": "interleaved"}
+  return dataclasses.replace(
+    base, epochs=1, networks=networks, readouts=readouts, data=data, **changes
+  )
+
+
+def small_digits() -> Dataset:
+  digits = sources.load("digits")
+  first = lambda split: Split(split.image[:64], split.label[:64])  # noqa: E731
+  return digits._replace(train=first(digits.train), validation=None, test=first(digits.test))
+
+
+def differences(a: Any, b: Any) -> dict[str, float]:
+  """Path -> the largest difference, of the leaves that are not equal in every bit."""
+  found = {}
+  pairs = zip(
+    jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b), strict=True
+  )
+  for (path, x), (_, y) in pairs:
+    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    x, y = np.asarray(x), np.asarray(y)
+    if x.tobytes() != y.tobytes() or x.dtype != y.dtype or x.shape != y.shape:
+      gap = np.abs(x.astype(np.float64) - y.astype(np.float64))
+      found[jax.tree_util.keystr(path)] = float(np.max(gap))
+  return found
+
+
+def take(experiment: Experiment, runner: Pipeline, state: TrainState) -> tuple:
+  """The state and the rows of metrics after two chunks."""
+  parts, rows = runner.scatter(state), []
+  for n in (CAPACITY, STEPS - CAPACITY):
+    parts, results = runner.chunk(parts, experiment.images, experiment.labels, n)
+    rows.append(jax.tree.map(lambda a, n=n: np.asarray(a)[:n], results))
+  return runner.gather(parts), rows
+
+
+def compare(name: str, num_stages: int) -> dict[str, Any]:
+  experiment = build(case(name), small_digits())
+  trainer, feed, state = experiment.trainer, experiment.feed, experiment.init()
+  num_layers = len(experiment.network.layers)
+  # Stages of unequal length, so that layers and stages are not mistaken for each other.
+  sizes = (num_layers - num_stages + 1, *(1,) * (num_stages - 1))
+  first, *others = jax.devices()[:num_stages]
+  several = take(experiment, make_pipeline(trainer, feed, CAPACITY, sizes), state)
+  copy = functools.partial(jax.tree.map, jax.numpy.copy)
+  one = Pipeline(copy, make_chunk(trainer, feed, CAPACITY), lambda state: state)
+  found = {
+    "devices": 1 + len(others),
+    "moved": len(differences(state.layers, several[0].layers)),
+    "ordinary": differences(several, take(experiment, one, state)),
+  }
+  if found["ordinary"]:  # do devices, or does the compiler?
+    alone = make_pipeline(trainer, feed, CAPACITY, sizes, [first] * num_stages)
+    found["alone"] = differences(several, take(experiment, alone, state))
+  return found
+
+
+def main() -> None:
+  num_stages, *names = sys.argv[1:]
+  print(json.dumps({name: compare(name, int(num_stages)) for name in names}))
+
+
+if __name__ == "__main__":
+  main()
