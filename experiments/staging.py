@@ -24,7 +24,7 @@ def layer_costs(experiment: Experiment) -> tuple[float, ...]:
   image = jax.eval_shape(lambda x: experiment.preprocess(None, x), image)
   state = jax.eval_shape(experiment.init)
   parts = jax.eval_shape(stages.split, state)
-  message = jax.eval_shape(stages.enter, parts[0], Batch(image, label))
+  message = jax.eval_shape(lambda p, *a: stages.enter(p, Batch(*a)), parts[0], image, label)
   costs = []
   for step, part in zip(stages.steps, parts, strict=True):
     costs.append(count(step, part, message, while_trips=1).total("macs"))

@@ -133,9 +133,8 @@ def rows(
     "command": _COMMAND,
   }
   macs = pipeline_schedule.stage_costs(layer_costs(experiment), sizes)
-  found = results.speedups(
-    seconds, "pipeline", ("one core",), preset="measured", seconds=seconds, **columns
-  )
+  measured = results.speedups(seconds, "pipeline", ("one core",), preset="measured", **columns)
+  found = [{**r, "seconds": seconds} for r in measured]
   for name, value in predictions(times, macs, steps).items():
     predicted = results.row(
       "predicted_speedup", [value], preset=name, rival="one device", **columns

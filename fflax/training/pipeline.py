@@ -16,7 +16,7 @@ layers follow by one batch, as if they had learned on one device.
 import collections
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ from fflax.types import Array, Metrics, Trainer, TrainState
 _DEPTH = 2
 """Batches under way for each stage; enough that no stage waits for the host."""
 
-Parts = tuple[TrainState, ...]
-"""The state of a run in a pipeline: of each stage, on its device."""
+Parts = Any
+"""The state of a run in a pipeline: a `TrainState` of each stage, on its device."""
 
 
 class Pipeline(NamedTuple):
@@ -90,7 +90,7 @@ def make_pipeline(
     batch = gather_batch(feed, part, images, labels, indices[i])
     return work(0, part, rows, stages.enter(part, batch), i)
 
-  bodies = [start, *(functools.partial(work, s) for s in range(1, len(sizes)))]
+  bodies: list[Callable] = [start, *(functools.partial(work, s) for s in range(1, len(sizes)))]
   programs = [jax.jit(body, donate_argnums=(0, 1)) for body in bodies]
 
   @jax.jit

@@ -14,7 +14,7 @@ from jax import lax
 from fflax.core import tags
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import stack_states, unstack_states
-from fflax.training.layer_step import Handed, Run, load_params, read_views
+from fflax.training.layer_step import Run, load_params, read_views
 from fflax.training.readout_step import train_readouts
 from fflax.training.sweeps import eval_layer, per_layer, sweep_blocks
 from fflax.types import Array, Batch, Metrics, PyTree, TrainState
@@ -24,14 +24,14 @@ class Message(NamedTuple):
   """What goes up with a batch.
 
   Attributes:
-    x: the training views, as the stage below hands them on, `[V, B, ...]`.
+    x: the training views, as the stage below hands them on, `[V, B, ...]`; () above the last one.
     label: `[B]` int32.
     plain: the plain view `[1, B, ...]` in evaluation mode, where trained readouts have a pass of
       their own; else ().
     read: what trained readouts read of every layer below; () if there are none.
   """
 
-  x: Handed
+  x: PyTree
   label: Array
   plain: PyTree = ()
   read: tuple[Array, ...] = ()

@@ -49,7 +49,7 @@ def assert_equal_bits(stages: int, cases: tuple[str, ...], flags: str = "") -> N
 
 def test_every_bit_of_the_ordinary_run_on_four_devices():
   """A readout with a pass of its own; dropout, rounding and a queued readout; a stack cut apart."""
-  cases = ("forward_forward", "dtg-int8", "deep_hyperspherical-interleaved")
+  cases = ("deep_forward_forward-interleaved", "dtg-int8")
   # Compiled in a quarter of the time; the slow test has all optimisations.
   assert_equal_bits(4, cases, "--xla_backend_optimization_level=0")
 
