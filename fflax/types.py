@@ -376,15 +376,13 @@ class Trainer(NamedTuple):
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
     features: `(state, image) -> tuple` of what each layer hands on, on the plain view.
     layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
-      view, in evaluation mode; random units are drawn, or answer with their expectation if key is
-      None.
+      view, in evaluation mode; random units are drawn, or expected if key is None.
     layer_states: `(state, stored=False) -> tuple` of L unstacked `LayerState`s, parameters as
-      floats or as they are stored.
+      floats or as stored.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
-    stages: `(sizes) -> fflax.training.stages.Stages`, the step cut into stages of so many layers
-      for a pipeline; refuses a run whose layers need more than what the layer below hands on.
+    stages: `(sizes) -> fflax.training.stages.Stages`: the step, cut for a pipeline; or None.
   """
 
   init: Callable[[Key, Batch], TrainState]

@@ -51,6 +51,7 @@ def make_experiment(sizes: Sequence[int], batch: int, image_shape: Sequence[int]
   chosen = dataclasses.replace(
     base,
     networks={"mlp": {"sizes": tuple(sizes)}},
+    readouts=("score_sum",),
     data=config.DataConfig("random", batch_size=batch),
   )
   return build(chosen, Dataset("random", split, None, split, num_classes=10, max_value=255))

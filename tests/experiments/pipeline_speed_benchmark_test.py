@@ -19,8 +19,8 @@ WIDTHS, BATCH = (12, 12, 6), 4
 def test_smoke():
   experiment = pipeline_speed.make_experiment(WIDTHS, BATCH, (6, 6, 1))
   costs = layer_costs(experiment)
-  # Positive and negative view, forward and weight gradient.
-  assert costs == tuple(2 * 2 * BATCH * n for n in (36 * 12, 12 * 12, 12 * 6))
+  # Positive and negative view, forward and weight gradient; the label stands before the image.
+  assert costs == tuple(2 * 2 * BATCH * n for n in (46 * 12, 12 * 12, 12 * 6))
   sizes = choose_stages(experiment, 2)
   assert sizes == (1, 2)
   times = pipeline_speed.stage_seconds(experiment, sizes, 3)
@@ -37,9 +37,9 @@ def test_smoke():
   rows = pipeline_speed.rows(experiment, sizes, seconds, times, 3)
   values = {(r["metric"], r["preset"]): r["values"] for r in rows}
   assert len(values["speedup", "measured"]) == 2
-  # Three batches in stages of 432 and 216.
+  # Three batches in stages of 552 and 216.
   [predicted] = values["predicted_speedup", "of multiply-accumulates"]
-  assert predicted == pytest.approx(3 * 648 / (648 + 2 * 432), rel=1e-5)
+  assert predicted == pytest.approx(3 * 768 / (768 + 2 * 552), rel=1e-5)
 
 
 @pytest.mark.slow
