@@ -27,7 +27,7 @@ from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
-from fflax.training.sharding import AXES, MeshConfig, make_mesh, replicate, split_batch
+from fflax.training.sharding import MeshConfig, make_mesh, replicate, split_batch
 from fflax.training.step import check_run, make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
@@ -111,16 +111,19 @@ def check(config: ExperimentConfig) -> None:
 
 
 def _mesh(config: ExperimentConfig) -> Mesh | None:
-  """The devices that share each batch; None where there is one."""
+  """The devices that share each batch; None where there is one, and in a pipeline."""
   if config.mesh == MeshConfig():
     return None
   mesh, size = make_mesh(**dataclasses.asdict(config.mesh)), config.data.batch_size
-  for axis in AXES:
-    if axis != "data" and mesh.shape[axis] > 1:
-      raise ValueError(
-        f"mesh.{axis}={mesh.shape[axis]}: a run of this command shares its batches alone over "
-        f"devices: use mesh.data, and mesh.{axis}=1"
-      )
+  if mesh.shape["sweep"] > 1:
+    raise ValueError(
+      f"mesh.sweep={mesh.shape['sweep']}: a run of this command shares its batches or its layers "
+      "over devices: use mesh.data or mesh.layer, and mesh.sweep=1"
+    )
+  if mesh.shape["layer"] > 1:
+    if mesh.shape["data"] > 1:
+      raise ValueError("a run shares either batches or layers: set mesh.data or mesh.layer to 1")
+    return None  # each stage is a program for one device
   if size % mesh.shape["data"]:
     raise ValueError(
       f"mesh.data={mesh.shape['data']} does not divide data.batch_size={size} into equal parts"
@@ -248,7 +251,15 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
-  mesh = parts["mesh"]
+  mesh, layer = parts["mesh"], config.mesh.layer
+  if layer > 1:  # refuses what cannot be a pipeline, before work begins
+    assert trainer.stages is not None
+    if layer > len(trainer.layer_names):
+      raise ValueError(
+        f"mesh.layer={layer}: network {config.network!r} has {len(trainer.layer_names)} layers to "
+        "share out"
+      )
+    trainer.stages((len(trainer.layer_names) - layer + 1, *(1,) * (layer - 1)))
   if mesh is not None:
     preprocess = _split(preprocess, mesh)
 

@@ -1,6 +1,8 @@
 """What a person sees in the terminal: opening lines, progress bar, closing table."""
 
 import contextlib
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
@@ -39,9 +41,10 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
   console.print(
     f"fflax     python {v['python']}, jax {v['jax']}, flax {v['flax']}, {workdir.device()}"
   )
-  if experiment.mesh is not None:
-    axes = ", ".join(f"{name} {size}" for name, size in experiment.mesh.shape.items() if size > 1)
-    console.print(f"mesh      {axes}: {experiment.mesh.size} devices")
+  axes = {name: size for name, size in dataclasses.asdict(config.mesh).items() if size > 1}
+  if axes:
+    shared = ", ".join(f"{name} {size}" for name, size in axes.items())
+    console.print(f"mesh      {shared}: {math.prod(axes.values())} devices")
   console.print(
     f"run       {config.method} x {config.network} x {config.numerics} x {config.schedule} x "
     f"{config.readouts[0]}, seed {config.seed}"

@@ -6,6 +6,7 @@ import jax
 
 from experiments import cli, config, console, workdir
 from experiments.assembly import Experiment, build
+from experiments.staging import choose_stages
 from fflax.training import checkpoint
 from fflax.training.loop import Diverged, Interrupted, train
 from fflax.training.metrics import MetricsError
@@ -25,6 +26,8 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
   data = experiment.dataset
   name = "validation" if data.validation else "test"
   monitor = experiment.evaluator(name, data.validation or data.test)
+  layer = experiment.config.mesh.layer
+  stages = choose_stages(experiment, layer) if layer > 1 else ()
   try:
     with cli.working(folder), workdir.held(folder, experiment.config):
       workdir.open_run(folder, experiment.config)
@@ -41,6 +44,7 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
           directory=folder,
           fingerprint=config.fingerprint(experiment.config),
           on_row=bar.update,
+          stages=stages,
         )
   except (workdir.InUse, checkpoint.CheckpointError, MetricsError) as error:
     raise cli.UsageError(str(error)) from error

@@ -119,3 +119,32 @@ def test_a_run_begun_on_eight_devices_goes_on_with_one(tmp_path):
   assert len(rows) >= 3
   for row in rows:
     assert row in again.stdout and row in looked.stdout
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_the_run_on_one_device(tmp_path):
+  """Rows of metrics and evaluations are equal in every byte; what cannot be one is refused."""
+  args = (
+    "--config.networks.mlp.sizes=(48,32,32)",
+    "--config.epochs=2",
+    "--config.eval_every=1",
+    "--config.checkpoint_every=1",
+  )
+  for flag, sentence in (
+    ("--config.mesh.layer=4", "mesh.layer=4: network 'mlp' has 3 layers to share out"),
+    ("--config.mesh.data=2", "a run shares either batches or layers"),
+    ("--config.method=backprop", "those of method 'backprop' are global in this run"),
+    ("--config.schedule=alternating", "under schedule 'alternating' layers take turns"),
+  ):
+    done = with_devices("experiments.train", *args, "--config.mesh.layer=2", flag)
+    assert done.returncode == 2 and sentence in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+  rows = []
+  for name, first in (("one", "1"), ("two", "2")):
+    own = (*args, f"--workdir={tmp_path / name}")
+    done = with_devices("experiments.train", *own, f"--config.mesh.layer={first}")
+    assert done.returncode == 0, done.stderr
+    assert ("mesh      layer 2: 2 devices" in done.stdout) == (first == "2")
+    rows.append((tmp_path / name / "metrics.jsonl").read_bytes())
+  assert rows[0] == rows[1]
