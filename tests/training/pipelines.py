@@ -27,28 +27,27 @@ from fflax.types import TrainState
 STEPS, CAPACITY = 20, 12
 
 
-def case(name: str) -> ExperimentConfig:
+def case(name: str, num_layers: int) -> ExperimentConfig:
   """A small run: METHOD, METHOD-int8, METHOD-pbits or METHOD-interleaved.
 
-  "deep_" in front: 8 layers, or 9, of which 8 are stacked under one scan.
+  Of nine layers of a perceptron eight are stacked under one scan.
   """
   name, _, kind = name.partition("-")
-  deep = name.startswith("deep_")
-  name = name.removeprefix("deep_")
   preset = {
     "forward_forward": "ff_digits",
     "hyperspherical": "hff_digits",
     "channelwise": "cwc_digits",
     "dtg": "dtg_digits",
   }[name]
+  convolutions = {"channels": (8,) * num_layers, "pool_after": (2,)}
   networks: dict[str, dict[str, Any]] = {
-    "mlp": {"sizes": (24,) * (9 if deep else 4)},
+    "mlp": {"sizes": (24,) * num_layers},
     "cfse": {
-      "channels": (10, 20, 20, 20) * (2 if deep else 1),
-      "groups": (1, 2) * (4 if deep else 2),
+      "channels": (10, *(20,) * (num_layers - 1)),
+      "groups": (1,) * num_layers,
       "pool_after": (2,),
     },
-    "small_cnn": {"channels": (4, 6, 6, 8) * (2 if deep else 1), "pool_after": (2,), "pool": "avg"},
+    "small_cnn": {**convolutions, "pool": "avg"},
   }
   base = load_preset(preset)
   data = dataclasses.replace(base.data, batch_size=16)
@@ -96,11 +95,11 @@ def take(experiment: Experiment, runner: Pipeline, state: TrainState) -> tuple:
 
 
 def compare(name: str, num_stages: int) -> dict[str, Any]:
-  experiment = build(case(name), small_digits())
+  # One layer more than stages, so that one is not mistaken for the other.
+  num_layers = num_stages + 1
+  experiment = build(case(name, num_layers), small_digits())
   trainer, feed, state = experiment.trainer, experiment.feed, experiment.init()
-  num_layers = len(experiment.network.layers)
-  # Stages of unequal length, so that layers and stages are not mistaken for each other.
-  sizes = (num_layers - num_stages + 1, *(1,) * (num_stages - 1))
+  sizes = (2, *(1,) * (num_stages - 1))
   first, *others = jax.devices()[:num_stages]
   several = take(experiment, make_pipeline(trainer, feed, CAPACITY, sizes), state)
   copy = functools.partial(jax.tree.map, jax.numpy.copy)
