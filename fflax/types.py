@@ -377,8 +377,7 @@ class Trainer(NamedTuple):
     features: `(state, image) -> tuple` of what each layer hands on, on the plain view.
     layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
       view, in evaluation mode; random units are drawn, or expected if key is None.
-    layer_states: `(state, stored=False) -> tuple` of L unstacked `LayerState`s, parameters as
-      floats or as stored.
+    layer_states: `(state, stored=False) -> tuple` of L unstacked `LayerState`s, floats or stored.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
