@@ -76,7 +76,7 @@ def test_readers_see():
 
 
 def test_every_notebook_has_its_source():
-  assert len(SOURCES) >= 5
+  assert len(SOURCES) >= 6
   assert [p.stem for p in sorted(FOLDER.glob("*.ipynb"))] == [p.stem for p in SOURCES]
 
 
