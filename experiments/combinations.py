@@ -5,8 +5,8 @@
 Walks: "table" traces what the tables of README.md and docs/combinations.md show; "extras" traces
 every method with look-ahead, weights at rest, p-bits and so on, on two networks; "pairs" trains two
 steps of points that hold every pair of names of two choices that go together; "all" traces the
-whole product, which takes hours. Outcomes are appended to `--out`, so a walk that was cut goes on
-where it was; those of another commit do not count. Exit code 1 if any point fails.
+whole product, which takes hours. Outcomes are appended to `--outcomes`, so a walk that was cut goes
+on where it was; those of another commit do not count. Exit code 1 if any point fails.
 """
 
 import concurrent.futures
@@ -26,7 +26,7 @@ from experiments.trial import Outcome, attempt
 
 _WALK = flags.DEFINE_list("walk", ["table", "extras", "pairs"], "table, extras, pairs or all")
 _JOBS = flags.DEFINE_integer("jobs", os.cpu_count() or 1, "processes", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "runs/combinations.jsonl", "file of the outcomes")
+_OUTCOMES = flags.DEFINE_string("outcomes", "runs/combinations.jsonl", "file of the outcomes")
 _WRITE = flags.DEFINE_bool("write", False, "write the tables")
 
 WALKS = ("table", "extras", "pairs", "all")
@@ -123,7 +123,7 @@ def tried(works: Sequence[Work], jobs: int) -> Iterator[list[Outcome]]:
 
 def main(argv: list[str]) -> int:
   del argv
-  path = pathlib.Path(_OUT.value).expanduser()
+  path = pathlib.Path(_OUTCOMES.value).expanduser()
   with cli.checking():
     for name in _WALK.value:
       if name not in WALKS:

@@ -17,6 +17,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.table import Table
@@ -25,6 +26,7 @@ from experiments import cli, config, results, sweep_pages, sweep_search, sweeps,
 from experiments.console import console, counting
 from experiments.sweep_axes import Point, grid, label, make_axes, preset_axes
 from experiments.sweep_points import Rows
+from fflax.training.sharding import MeshConfig
 
 _DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -55,6 +57,12 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--study needs a name of letters, digits and _, not {_STUDY.value!r}")
     if _SEARCH.value < 0 or (_SEARCH.value and _SLICE.value):
       raise ValueError("--search takes a number of trials and no --slice: its workers share trials")
+    if base.mesh != MeshConfig():
+      raise ValueError("a sweep spreads its points over all devices by itself: leave mesh at 1")
+    if _JOBS.value > 1 and jax.default_backend() != "cpu":
+      raise ValueError(
+        f"--jobs={_JOBS.value} is for CPUs: on a {jax.default_backend()} one program has all of it"
+      )
     if _STORAGE.value and not _SEARCH.value:
       raise ValueError("--storage is of a search: give --search=TRIALS, too")
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
@@ -69,7 +77,8 @@ def main(argv: list[str]) -> int:
     else:
       with cli.checking():
         whole, refused = grid(base, axes)
-      points, notes, failed = _grid(base, whole, folder)
+      with cli.working(folder):
+        points, notes, failed = _grid(base, whole, folder)
       failed = {**{label(settings): why for settings, why in refused}, **failed}
   except KeyboardInterrupt:
     raise cli.Stopped("stopped; the same command goes on with the points that are left") from None
@@ -92,7 +101,7 @@ def _grid(
   with cli.checking():
     left = [p for p in points if sweeps.read_point(folder, p.key) is None]
     groups: list[sweeps.Group] = []
-    if left:
+    if left or _SLICE.value:
       planned = sweeps.plan(points)
       groups, notes = planned.groups, planned.lines
       failed = {label(settings): why for settings, why in planned.refused}
@@ -156,6 +165,8 @@ def _close(preset: str, points: Finished, notes: list[str], folder: pathlib.Path
   for line in cells:
     table.add_row(*line)
   console.print(table)
+  if _SLICE.value:
+    return  # the pages are of all points, and slices end side by side
   (folder / "sweep.md").write_text(sweep_pages.markdown(title, rows, notes))
   name = _STUDY.value or "sweep"
   workdir.write_json(folder / "results.json", results.as_study(name, rows, notes=notes))

@@ -79,7 +79,7 @@ def run_job(job: Job, on_evaluation: Callable[[float, Rows], None] | None = None
   if not points:
     return {}
   try:
-    _run(points, job, on_evaluation)
+    told = _run(points, job, on_evaluation)
   except Stop:
     raise
   except Exception as error:  # whatever it is, the other points have a right to be run
@@ -89,6 +89,10 @@ def run_job(job: Job, on_evaluation: Callable[[float, Rows], None] | None = None
       return {points[0].key: f"{name}{said or 'no reason given'}"}
     parts = [run_job(job._replace(settings=[p.settings]), on_evaluation) for p in points]
     return {key: sentence for part in parts for key, sentence in part.items()}
+  for point, one in zip(points, told, strict=True):  # a full disk is not the points' fault
+    path = point_file(job.folder, point.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(path, one)
   return {}
 
 
@@ -98,7 +102,8 @@ class Stop(Exception):
 
 def _run(
   points: Sequence[Point], job: Job, on_evaluation: Callable[[float, Rows], None] | None
-) -> None:
+) -> list[dict[str, Any]]:
+  """What is kept of every point."""
   start = time.perf_counter()
   first = build(points[0].config)
   datasets = {p.config.seed: first.dataset for p in points}
@@ -116,12 +121,10 @@ def _run(
     "versions": workdir.versions(),
     "device": workdir.device(),
   }
-  for point, one in zip(points, found, strict=True):
-    path = point_file(job.folder, point.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fingerprint = config.fingerprint(point.config)
-    told = {"settings": point.settings, "fingerprint": fingerprint, **one, **common}
-    workdir.write_json(path, told)
+  return [
+    {"settings": p.settings, "fingerprint": config.fingerprint(p.config), **one, **common}
+    for p, one in zip(points, found, strict=True)
+  ]
 
 
 # --- which points go together ---------------------------------------------------------------------

@@ -140,8 +140,8 @@ def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON atomically: the file is whole or absent."""
-  unfinished = path.with_name(f".unfinished-{path.name}")
+  """Writes JSON atomically: the file is whole or absent, whoever else writes it."""
+  unfinished = path.with_name(f".unfinished-{path.name}-{platform.node()}-{os.getpid()}")
   unfinished.write_text(json.dumps(value, indent=2) + "\n")
   unfinished.replace(path)
 

@@ -37,7 +37,7 @@ _METHODS = flags.DEFINE_string(
 )
 _THROUGHPUT = flags.DEFINE_bool("throughput", False, "also run every step")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "of timed steps", 1)
-_RUNS = flags.DEFINE_string("runs", "runs/studies", "folder of the cells that are done")
+_CELLS = flags.DEFINE_string("cells", "runs/studies", "folder of the cells that are done")
 
 
 def main(argv: list[str]) -> int:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     todo = cells(methods, _NETWORK.value, _SIZE.value, micro, _BATCH.value)
     for cell in todo:
       configuration(cell)
-    folder = pathlib.Path(_RUNS.value) / "memory_audit"
+    folder = pathlib.Path(_CELLS.value) / "memory_audit"
     folder.mkdir(parents=True, exist_ok=True)
   command = cli.command_line("experiments.studies.memory_audit", sys.argv[1:])
   device = workdir.device()

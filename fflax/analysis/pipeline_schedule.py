@@ -57,7 +57,7 @@ class Timeline(NamedTuple):
 def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
   """The layers of each stage, contiguous, such that the largest stage is as small as possible.
 
-  Exact, by dynamic programming; of equally good cuts, the one with the latest ones.
+  Exact, by dynamic programming; of equally good cuts, the one whose last stages are the longest.
 
   Raises:
     ValueError: there are fewer layers than stages.

@@ -7,6 +7,7 @@ depth below a class; or, as in Tiny ImageNet, `FOLDER/val/images` with the class
 
 import os
 import pathlib
+import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,12 +112,15 @@ def _check_room(root: pathlib.Path, number: int, side: int | None) -> None:
 def _decode(files: Sequence[tuple[pathlib.Path, int]], side: int | None) -> Split:
   from PIL import Image, ImageOps
 
+  # What Pillow raises for files that are missing, cut, altered, huge or no images at all.
+  huge = Image.DecompressionBombError
+  unreadable = (OSError, ValueError, SyntaxError, IndexError, struct.error, huge)
   pixels: np.ndarray | None = None
   for i, (path, _) in enumerate(files):
     try:
       with Image.open(path) as file:
         image = file.convert("RGB")
-    except (OSError, ValueError) as error:  # missing, cut, or no image at all
+    except unreadable as error:
       raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
     if side is not None:
       image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)

@@ -34,7 +34,7 @@ def test_every_point_can_run_and_differs_from_the_others(name):
 
 def test_an_impossible_point_is_named():
   wrong = Grid(
-    "", "ff_digits", {"good": {}, "bad": {"networks": {"mlp": {"depth": 3}}, "epochs": 0}}
+    "", "ff_digits", {"good": {}, "bad": {"networks": {"mlp": {"sizes": (3,)}}, "epochs": 0}}
   )
   with pytest.raises(ValueError, match="^point 'bad': epochs must be at least 1, not 0$"):
     comparison.configurations(wrong, None, "")

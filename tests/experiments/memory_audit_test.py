@@ -84,7 +84,7 @@ def test_a_study_that_was_cut_goes_on_and_compares_like_with_like(tmp_path, monk
     return {"locality": locality, **sizes}
 
   monkeypatch.setattr(memory_audit, "measure", measure)
-  values = {"methods": "dtg; backprop", "micro": ["8", "4"], "batch": 8, "runs": str(tmp_path)}
+  values = {"methods": "dtg; backprop", "micro": ["8", "4"], "batch": 8, "cells": str(tmp_path)}
   with flagsaver.flagsaver(network="mlp", size=4, **values):
     with pytest.raises(KeyboardInterrupt):
       memory_audit.main([])
@@ -133,6 +133,6 @@ def test_the_table_shows_throughput_and_the_measured_peak(tmp_path):
   ],
 )
 def test_bad_input_is_refused(tmp_path, values, message):
-  given = flagsaver.flagsaver(**{"runs": str(tmp_path), **values})
+  given = flagsaver.flagsaver(**{"cells": str(tmp_path), **values})
   with given, pytest.raises(cli.UsageError, match=message):
     memory_audit.main([])
