@@ -28,6 +28,7 @@ from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
 from fflax.training.sharding import MeshConfig, make_mesh, replicate, split_batch
+from fflax.training.stages import check_stages
 from fflax.training.step import check_run, make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
@@ -108,6 +109,20 @@ def check(config: ExperimentConfig) -> None:
   names = ("network", "method", "schedule", "readouts", "lookahead", "rematerialize")
   check_run(*(parts[name] for name in names))
   _check_accumulation(config, parts["method"])
+  if config.mesh.layer > 1:
+    _check_pipeline(config.mesh.layer, parts)
+
+
+def _check_pipeline(num_stages: int, parts: Mapping[str, Any]) -> None:
+  """A run that cannot be cut into so many stages."""
+  network = parts["network"]
+  num_layers = len(network.layers)
+  if num_stages > num_layers:
+    raise ValueError(
+      f"mesh.layer={num_stages}: network {network.name!r} has {num_layers} layers to share out"
+    )
+  sizes = (num_layers - num_stages + 1, *(1,) * (num_stages - 1))
+  check_stages(network, parts["method"], parts["schedule"], parts["lookahead"], sizes)
 
 
 def _mesh(config: ExperimentConfig) -> Mesh | None:
@@ -115,11 +130,6 @@ def _mesh(config: ExperimentConfig) -> Mesh | None:
   if config.mesh == MeshConfig():
     return None
   mesh, size = make_mesh(**dataclasses.asdict(config.mesh)), config.data.batch_size
-  if mesh.shape["sweep"] > 1:
-    raise ValueError(
-      f"mesh.sweep={mesh.shape['sweep']}: a run of this command shares its batches or its layers "
-      "over devices: use mesh.data or mesh.layer, and mesh.sweep=1"
-    )
   if mesh.shape["layer"] > 1:
     if mesh.shape["data"] > 1:
       raise ValueError("a run shares either batches or layers: set mesh.data or mesh.layer to 1")
@@ -251,15 +261,7 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
-  mesh, layer = parts["mesh"], config.mesh.layer
-  if layer > 1:  # refuses what cannot be a pipeline, before work begins
-    assert trainer.stages is not None
-    if layer > len(trainer.layer_names):
-      raise ValueError(
-        f"mesh.layer={layer}: network {config.network!r} has {len(trainer.layer_names)} layers to "
-        "share out"
-      )
-    trainer.stages((len(trainer.layer_names) - layer + 1, *(1,) * (layer - 1)))
+  mesh = parts["mesh"]
   if mesh is not None:
     preprocess = _split(preprocess, mesh)
 

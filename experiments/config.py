@@ -29,7 +29,12 @@ from fflax.training.sharding import MeshConfig
 from fflax.training.weight_store import WEIGHT_STORES
 
 _SOURCE_OPTIONS = (
-  *("train_split", "validation_split", "test_split", "image_size", "num_classes", "superclasses"),
+  "train_split",
+  "validation_split",
+  "test_split",
+  "image_size",
+  "num_classes",
+  "superclasses",
 )
 
 # Options that the first runs did not have; at their defaults they are no part of a run's identity.
@@ -109,7 +114,7 @@ class ExperimentConfig:
     eval_samples: 0: random units answer with their expectation; T: answers average T passes, which
       needs activation "pbits".
     eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
-    mesh: the devices that share each batch; no part of a run's identity.
+    mesh: the devices that share each batch, or the layers; no part of a run's identity.
   """
 
   seed: int = 0

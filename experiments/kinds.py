@@ -28,15 +28,18 @@ def checked(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) 
       raise ValueError(f"unknown field {name!r} of {where}; there are {', '.join(defaults)}")
   found = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
   for name, value in found.items():
-    _check_kind(f"{where}.{name}", value, defaults[name])
+    check_kind(f"{where}.{name}", value, defaults[name])
   return found
 
 
-def _check_kind(where: str, value: Any, default: Any) -> None:
-  """Raises ValueError if `value` is of another kind than `default`; integers are floats, too.
+def check_kind(where: str, value: Any, default: Any) -> None:
+  """Asks whether `value` is of the kind of `default`; integers are floats, too.
 
   None is of no kind, so nothing is asked where it is the default; lists are asked for their entries
   where the default has some.
+
+  Raises:
+    ValueError: it is not; one sentence.
   """
   if default is None:
     return
@@ -50,9 +53,15 @@ def _check_kind(where: str, value: Any, default: Any) -> None:
   else:
     good = isinstance(value, Mapping | type(default))
   if not good:
-    kinds = {tuple: "a list", bool: "true or false", int: "an integer", float: "a number"}
+    kinds = {
+      tuple: "a list",
+      list: "a list",
+      bool: "true or false",
+      int: "an integer",
+      float: "a number",
+    }
     kind = kinds.get(type(default), "a text" if isinstance(default, str) else "a group of fields")
     raise ValueError(f"{where} must be {kind}, not {value!r}")
   if isinstance(default, tuple) and default:
     for entry in value:
-      _check_kind(f"each of {where}", entry, default[0])
+      check_kind(f"each of {where}", entry, default[0])

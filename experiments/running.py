@@ -1,6 +1,7 @@
 """Drives a run in its folder: trains, goes on after a cut, and evaluates at the end."""
 
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -13,10 +14,16 @@ from fflax.training.metrics import MetricsError
 from fflax.types import TrainState
 
 
-def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> TrainState:
+def run_in(
+  experiment: Experiment,
+  state: TrainState,
+  folder: pathlib.Path,
+  close: Callable[[TrainState], None] | None = None,
+) -> TrainState:
   """Trains from `state`, or from the newest checkpoint in `folder`, to the end of the plan.
 
   Between epochs the validation split is evaluated; the test split only where there is no other.
+  `close` gets the last state while the folder is still kept from other processes.
 
   Raises:
     UsageError: the folder is another process's or another run's, or its newest checkpoint or its
@@ -33,7 +40,7 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
       workdir.open_run(folder, experiment.config)
       first_step = checkpoint.latest_step(folder / "checkpoints") or 0
       with console.Bar(experiment, first_step) as bar:
-        return train(
+        state = train(
           experiment.trainer,
           experiment.feed,
           state,
@@ -46,6 +53,9 @@ def run_in(experiment: Experiment, state: TrainState, folder: pathlib.Path) -> T
           on_row=bar.update,
           stages=stages,
         )
+      if close is not None:
+        close(state)
+      return state
   except (workdir.InUse, checkpoint.CheckpointError, MetricsError) as error:
     raise cli.UsageError(str(error)) from error
   except (Diverged, Interrupted) as stop:

@@ -107,25 +107,25 @@ def make_program(points: Sequence[Point], traced: Sequence[str], dataset: Datase
 
 
 def traceable(
-  points: Sequence[Point], candidates: Sequence[str], dataset: Dataset
+  points: Sequence[Point], names: Sequence[str], dataset: Dataset
 ) -> tuple[list[str], list[str]]:
   """Which float axes can enter one program of these points; found by tracing, nothing is run.
 
   Returns:
-    Their names, and one sentence for each other candidate.
+    Their names, and one sentence for each of the others.
   """
 
-  def objection(names: Sequence[str]) -> str:
+  def objection(some: Sequence[str]) -> str:
     try:
-      _trace(points, names, dataset)
+      _trace(points, some, dataset)
     except Exception as error:  # whatever it is: alone, every point is possible
       return " ".join(str(error).split())[:200]
     return ""
 
-  if not candidates or not objection(candidates):
-    return list(candidates), []
+  if not names or not objection(names):
+    return list(names), []
   found, lines = [], []
-  for name in candidates:
+  for name in names:
     # The other axes stand still; all points of these that are left differ in this one alone.
     why = objection([name])
     if why:

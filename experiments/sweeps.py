@@ -108,7 +108,8 @@ def _run(
   first = build(points[0].config)
   datasets = {p.config.seed: first.dataset for p in points}
   if sweep_points.data_differ(points):
-    datasets = {p.config.seed: build(p.config).dataset for p in points}
+    by_seed = {p.config.seed: p.config for p in points if p.config.seed != first.config.seed}
+    datasets |= {seed: build(own).dataset for seed, own in by_seed.items()}
   matrix = prove_locality(first)
   found = sweep_points.run_together(points, job.traced, datasets, on_evaluation)
   common = {

@@ -51,9 +51,7 @@ def main(argv: list[str]) -> int:
     )
   else:
     console.console.print(f"workdir   {folder}")
-  state = run_in(experiment, state, folder)
-  with cli.working(folder):
-    close_run(experiment, state, matrix, folder)
+  run_in(experiment, state, folder, close=lambda last: close_run(experiment, last, matrix, folder))
   return 0
 
 

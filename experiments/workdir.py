@@ -6,7 +6,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -19,6 +18,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+
+try:
+  import fcntl
+except ImportError:  # not a POSIX system: no locks
+  fcntl = None  # type: ignore[assignment]
 
 from experiments import config as config_lib
 from experiments.config import ExperimentConfig
@@ -85,6 +89,8 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
 def held(path: pathlib.Path, config: ExperimentConfig) -> Iterator[None]:
   """Makes the folder and keeps other processes out of it; a process that dies lets go of it.
 
+  Where the system or the file system has no locks, nothing is kept out.
+
   Raises:
     InUse: another process trains in it, or has made it another run's meanwhile.
     OSError: it cannot be written.
@@ -92,7 +98,8 @@ def held(path: pathlib.Path, config: ExperimentConfig) -> Iterator[None]:
   path.mkdir(parents=True, exist_ok=True)
   with (path / _LOCK).open("a") as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise InUse(
         f"workdir {path} is in use by another process: wait for its end or choose another workdir"

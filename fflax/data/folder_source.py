@@ -35,7 +35,8 @@ def load(
 
   Raises:
     DataError: a folder, a class or the list is missing or empty, an image cannot be decoded, images
-      differ in size, or all of them together are larger than this machine's memory.
+      differ in size, or all of them together are larger than this machine's memory (asked where
+      `image_size` is given).
   """
   root = pathlib.Path(folder).expanduser()
   train = root / "train"
@@ -46,7 +47,8 @@ def load(
     raise DataError(f"{root}: there is neither a folder 'val' nor a folder 'test'")
   names = _listed(pathlib.Path(class_list)) if class_list is not None else _folders(train)
   files = {"train": _files(train, names), "test": _files(test, names)}
-  _check_room(root, sum(map(len, files.values())), image_size)
+  if image_size is not None:
+    _check_room(root, sum(map(len, files.values())), image_size)
   parts = {part: _decode(found, image_size) for part, found in files.items()}
   return make_dataset(
     root.resolve().name, parts["train"], parts["test"], num_classes=len(names), where=str(root)
@@ -55,15 +57,18 @@ def load(
 
 def _listed(path: pathlib.Path) -> list[str]:
   """The classes of a list."""
-  try:
-    lines = path.expanduser().read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise DataError(f"{path}: the list of classes cannot be read ({error})") from error
-  words = [line.partition("#")[0].split() for line in lines]
+  words = [line.partition("#")[0].split() for line in _lines(path.expanduser())]
   names = [line[0] for line in words if line]
   if len(names) < 2 or len(set(names)) < len(names):
     raise DataError(f"{path}: a list of classes names at least two, each once")
   return names
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  try:
+    return path.read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def _folders(root: pathlib.Path) -> list[str]:
@@ -78,7 +83,7 @@ def _files(root: pathlib.Path, names: Sequence[str]) -> list[tuple[pathlib.Path,
   annotations = root / _ANNOTATIONS
   if annotations.is_file():
     place = {name: i for i, name in enumerate(names)}
-    lines = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
+    lines = [line.split("\t") for line in _lines(annotations) if line.strip()]
     if any(len(line) < 2 for line in lines):
       raise DataError(f"{annotations}: every line must hold a file and its class, with a tab")
     found = [(root / "images" / line[0], place[line[1]]) for line in lines if line[1] in place]
@@ -95,13 +100,13 @@ def _files(root: pathlib.Path, names: Sequence[str]) -> list[tuple[pathlib.Path,
   return found
 
 
-def _check_room(root: pathlib.Path, number: int, side: int | None) -> None:
+def _check_room(root: pathlib.Path, number: int, side: int) -> None:
   """Refuses what cannot fit, before hours of decoding."""
   try:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   except (AttributeError, OSError, ValueError):  # not on this system
     return
-  needed = number * (side or 1) ** 2 * 3
+  needed = number * side**2 * 3
   if needed > memory:
     raise DataError(
       f"{root}: {number} images of {side}x{side} take {needed / 2**30:.1f} GiB, and this machine "

@@ -2,7 +2,8 @@
 
 Stage s takes batch n as soon as stage s - 1 has handed it on and stage s has taken batch n - 1. So
 after the fill every device works all the time, without a backward message, a flush or a stale
-weight, and the numbers are those of the ordinary step (`fflax.training.stages`). The host only
+weight, and the numbers are those of the ordinary step (`fflax.training.stages`; to the bit, as
+tested on CPU devices). The host only
 dispatches the stages' programs, batch by batch; what must wait for what, the runtime finds from the
 arrays, so that stages overlap by themselves, across chunks too.
 

@@ -32,15 +32,13 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How many devices share what; their product is what a run needs.
+  """How many devices a run shares its work over; at most one of the two is above 1.
 
   Attributes:
-    sweep: parts of a sweep, whose runs stand beside each other.
     data: parts of every batch.
     layer: parts of the network, in a pipeline.
   """
 
-  sweep: int = 1
   data: int = 1
   layer: int = 1
 

@@ -2,7 +2,8 @@
 
 No gradient crosses a layer, so stage s may work on batch n while stage s - 1 works on batch n + 1:
 it needs the stage below's output for its batch, from before that stage's update, and nothing back.
-All keys are functions of step and layer, so the numbers are those of the ordinary step. What one
+All keys are functions of step and layer, so the numbers are those of the ordinary step (to the
+bit, as tested on CPU devices). What one
 batch needs of all layers at once rides along with it: features, for readouts above the last stage.
 """
 
@@ -15,9 +16,10 @@ from fflax.core import tags
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import stack_states, unstack_states
 from fflax.training.layer_step import Run, load_params, read_views
+from fflax.training.lookahead import Lookahead
 from fflax.training.readout_step import train_readouts
 from fflax.training.sweeps import eval_layer, per_layer, sweep_blocks
-from fflax.types import Array, Batch, Metrics, PyTree, TrainState
+from fflax.types import Array, Batch, Method, Metrics, Network, PyTree, Schedule, TrainState
 
 
 class Message(NamedTuple):
@@ -54,23 +56,29 @@ class Stages(NamedTuple):
   join: Callable[[Sequence[TrainState]], TrainState]
 
 
-def check_stages(run: Run, sizes: Sequence[int]) -> None:
+def check_stages(
+  network: Network,
+  method: Method,
+  schedule: Schedule,
+  lookahead: Lookahead | None,
+  sizes: Sequence[int],
+) -> None:
   """Refuses runs that need more than what the layer below hands on, and sizes that do not fit.
 
   Raises:
     ValueError: one sentence that says why.
   """
-  method, num_layers = run.method, len(run.network.layers)
-  if method.recurrence is not None or method.locality != "strict" or run.lookahead is not None:
+  num_layers = len(network.layers)
+  if method.recurrence is not None or method.locality != "strict" or lookahead is not None:
     hears = "hear the layer above" if method.recurrence is not None else f"are {method.locality}"
-    hears = hears if run.lookahead is None else "look ahead"
+    hears = hears if lookahead is None else "look ahead"
     raise ValueError(
       "a pipeline needs layers that need only what the layer below hands on; those of method "
       f"{method.name!r} {hears} in this run"
     )
-  if run.schedule.active is not None:
+  if schedule.active is not None:
     raise ValueError(
-      f"under schedule {run.schedule.name!r} layers take turns, which leaves a pipeline nothing to "
+      f"under schedule {schedule.name!r} layers take turns, which leaves a pipeline nothing to "
       "overlap: use schedule 'simultaneous'"
     )
   if method.negatives_from is not None:
@@ -81,7 +89,7 @@ def check_stages(run: Run, sizes: Sequence[int]) -> None:
   if not sizes or min(sizes) < 1 or sum(sizes) != num_layers:
     raise ValueError(
       f"the stages of a pipeline must share out the {num_layers} layers of network "
-      f"{run.network.name!r}, at least one each, not {list(sizes)}"
+      f"{network.name!r}, at least one each, not {list(sizes)}"
     )
 
 
@@ -96,7 +104,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
   Raises:
     ValueError: see `check_stages`.
   """
-  check_stages(run, sizes)
+  check_stages(run.network, run.method, run.schedule, run.lookahead, sizes)
   firsts = [sum(sizes[:i]) for i in range(len(sizes))]
   blocks = [_cut(run.blocks, f, f + n) for f, n in zip(firsts, sizes, strict=True)]
   counted = min(layer.counts for layer in run.network.layers)

@@ -81,7 +81,7 @@ def test_what_cannot_be_packed_is_refused(folder, tmp_path, monkeypatch):
       folder_source.load(folder, **options)
 
   listed = tmp_path / "classes.txt"
-  refused("the list of classes cannot be read", class_list=tmp_path / "nowhere.txt")
+  refused(r"nowhere\.txt: cannot be read", class_list=tmp_path / "nowhere.txt")
   for text in ("n01\n", "n01\nn02\nn01\n"):
     listed.write_text(text)
     refused("names at least two, each once", class_list=listed)
@@ -90,6 +90,10 @@ def test_what_cannot_be_packed_is_refused(folder, tmp_path, monkeypatch):
   monkeypatch.setattr(folder_source.os, "sysconf", lambda name: 10)
   refused(r"9 images of 4x4 take 0\.0 GiB, and this machine has 0\.0", image_size=4)
   monkeypatch.undo()
+  annotations = folder / "val" / "val_annotations.txt"
+  annotations.write_bytes(b"val_0.png\t\xff\xfe\n")
+  refused(r"val_annotations\.txt: cannot be read", image_size=4)
+  annotations.unlink()
   write(folder / "train" / "n02" / "other.png", 1, 0, size=(5, 5))
   refused("other.png: images differ in size, so image_size must be given")
   (folder / "train" / "n02" / "other.png").write_bytes(b"no image")
