@@ -114,13 +114,19 @@ def table5(preset: str, network: str) -> Grid:
   )
 
 
-def int8_small_cnn() -> Grid:
-  """CIFAR-10 on a small convolutional net that a CPU can train: int8 against float32."""
+def int8_pairs(preset: str, title: str, *more: str) -> Grid:
+  """Every method in float32 and in int8, on a net that a CPU can train.
+
+  Args:
+    preset: of all points.
+    title: of the grid.
+    more: methods beside the two strict families and backprop.
+  """
   points = {}
-  for method in ("forward_forward", "hyperspherical", "backprop"):
+  for method in ("forward_forward", "hyperspherical", *more, "backprop"):
     for numerics in ("float32", "int8"):
       points[f"{method}, {numerics}"] = {"method": method, "numerics": numerics}
-  return Grid("int8 on CIFAR-10, a small conv net", "ffint8_small_cnn", points)
+  return Grid(title, preset, points)
 
 
 def views_small_cnn() -> Grid:
@@ -243,7 +249,12 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     "families_fmnist": lambda: families(
       "fashion_mnist", "Four rules on Fashion-MNIST: conv 16-32-32"
     ),
-    "ffint8_cifar10_small": int8_small_cnn,
+    "ffint8_cifar10_small": lambda: int8_pairs(
+      "ffint8_small_cnn", "int8 on CIFAR-10, a small conv net"
+    ),
+    "ffint8_vit_digits": lambda: int8_pairs(
+      "ffint8_vit_digits", "Attention under local rules: a small ViT on the digits", "local_losses"
+    ),
     "ffint8_cifar10_small_views": views_small_cnn,
     "ffint8_cifar10_mobilenetv2": lambda: table5("ffint8_mobilenetv2", "MobileNet-V2"),
     "ffint8_cifar10_efficientnetb0": lambda: table5("ffint8_efficientnetb0", "EfficientNet-B0"),

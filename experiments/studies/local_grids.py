@@ -66,21 +66,39 @@ def _methods(norm: str) -> dict[str, dict[str, Any]]:
   return {name: {**fields, "readouts": ("score_sum",)} for name, fields in found.items()}
 
 
+def _crossed(methods: Mapping[str, Fields], variants: Mapping[str, Fields]) -> dict[str, Fields]:
+  """A point for every method in every variant."""
+  return {
+    f"{name}, {label}": {**fields, **own}
+    for name, fields in methods.items()
+    for label, own in variants.items()
+  }
+
+
+def _network(name: str, option: str, sizes: tuple[int, ...], pool_after: tuple[int, ...]) -> Fields:
+  """A network of these sizes; maps are pooled by their mean after some of its layers."""
+  options: dict[str, Any] = {option: sizes}
+  if pool_after:
+    options |= {"pool_after": pool_after, "pool": "avg"}
+  return {"network": name, "networks": {name: options}}
+
+
 def depth_and_width(data: str) -> Grid:
   """Depth at one width, and width at one depth: published nets differ in both, and in pooling."""
   trunk = TRUNKS[data]
   shapes = {f"{d} layers of {trunk.width}": (trunk.width,) * d for d in _DEPTHS}
   shapes |= {f"{_DEPTH} layers of {w}": (w,) * _DEPTH for w in trunk.widths}
-  points: dict[str, Fields] = {}
-  for name, fields in _methods(trunk.norm).items():
-    for label, sizes in shapes.items():
-      options: dict[str, Any] = {trunk.option: sizes}
-      if trunk.pool_after:
-        options |= {"pool_after": trunk.pool_after, "pool": "avg"}
-      network = {"network": trunk.network, "networks": {trunk.network: options}}
-      points[f"{name}, {label}"] = {**fields, **network}
+  nets = {
+    label: _network(trunk.network, trunk.option, sizes, trunk.pool_after)
+    for label, sizes in shapes.items()
+  }
   pooled = f" Layers {trunk.pool_after} pool, whatever the depth." if trunk.pool_after else ""
-  return Grid(f"Depth and width apart: {trunk.title}", trunk.preset, points, note=_NOTE + pooled)
+  return Grid(
+    f"Depth and width apart: {trunk.title}",
+    trunk.preset,
+    _crossed(_methods(trunk.norm), nets),
+    note=_NOTE + pooled,
+  )
 
 
 def pooling() -> Grid:
@@ -90,13 +108,11 @@ def pooling() -> Grid:
     "VGG11": (64, 128, 256, 256, 512, 512, 512, 512),
   }
   places = {"late (VGG8's)": (2, 4, 5, 6), "early (VGG11's)": (1, 2, 4, 6)}
-  points: dict[str, Fields] = {}
-  for name, fields in _methods("channel_layer").items():
-    for net, sizes in channels.items():
-      for place, pool_after in places.items():
-        options = {"channels": sizes, "pool_after": pool_after, "pool": "avg"}
-        network = {"network": "small_cnn", "networks": {"small_cnn": options}}
-        points[f"{name}, channels of {net}, pooled {place}"] = {**fields, **network}
+  nets = {
+    f"channels of {net}, pooled {place}": _network("small_cnn", "channels", sizes, pool_after)
+    for net, sizes in channels.items()
+    for place, pool_after in places.items()
+  }
   published = {
     "DTG-FF, channels of VGG8, pooled late (VGG8's)": 8.21,
     "DTG-FF, channels of VGG11, pooled early (VGG11's)": 15.64,
@@ -105,7 +121,11 @@ def pooling() -> Grid:
   }
   note = f"{_NOTE} The published VGG11 answers by its concatenating head, the other DTG-FF by sum."
   return Grid(
-    "VGG8 and VGG11, channels and pooling crossed", "dtg_cifar10", points, published, note
+    "VGG8 and VGG11, channels and pooling crossed",
+    "dtg_cifar10",
+    _crossed(_methods("channel_layer"), nets),
+    published,
+    note,
   )
 
 
@@ -201,30 +221,21 @@ def optimizers(data: str) -> Grid:
 def coarse_synth() -> Grid:
   """Is it the number of classes or their grouping? The same teacher's labels, put together."""
   labels = {
-    "50 classes": {"num_classes": 50},
-    "50 classes as 10": {"num_classes": 50, "superclasses": 10},
-    "10 classes": {"num_classes": 10},
-  }
-  points = {
-    f"{name}, {label}": {**fields, "data": data}
-    for name, fields in _methods("none").items()
-    for label, data in labels.items()
+    "50 classes": {"data": {"num_classes": 50}},
+    "50 classes as 10": {"data": {"num_classes": 50, "superclasses": 10}},
+    "10 classes": {"data": {"num_classes": 10}},
   }
   return Grid(
     "Coarse against fine labels: the teacher-student task",
     "synth_dtg",
-    points,
+    _crossed(_methods("none"), labels),
     note="Classes of the teacher with the same last digit stand together: nothing else joins them.",
   )
 
 
 def coarse_cifar100() -> Grid:
   """CIFAR-100 under its 100 classes and its 20 superclasses: the same images."""
-  points = {
-    f"{name}, {label}": {**fields, "data": {"superclasses": number}}
-    for name, fields in _methods("channel_layer").items()
-    for label, number in {"fine": 0, "coarse": 20}.items()
-  }
+  labels = {"fine": {}, "coarse": {"data": {"superclasses": 20}}}
   published = {
     "DTG-FF, coarse": 33.86,
     "DTG-FF, fine": 48.72,
@@ -233,7 +244,11 @@ def coarse_cifar100() -> Grid:
   }
   note = f"{_NOTE} Published: seed 114514, DTG-FF by its concatenating head."
   return Grid(
-    "Coarse against fine labels: CIFAR-100", "dtg_cifar100_probe", points, published, note
+    "Coarse against fine labels: CIFAR-100",
+    "dtg_cifar100_probe",
+    _crossed(_methods("channel_layer"), labels),
+    published,
+    note,
   )
 
 
