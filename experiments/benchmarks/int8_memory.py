@@ -42,12 +42,15 @@ PUBLISHED = {
 
 def cases(preset: ExperimentConfig) -> dict[str, ExperimentConfig]:
   """Label -> configuration, all on the preset's network and optimiser."""
-  strict = dataclasses.replace(preset, lookahead=LookaheadConfig(), numerics="int8")
+  exact = dataclasses.replace(preset, numerics="int8")
+  strict = dataclasses.replace(exact, lookahead=LookaheadConfig())
   control = dataclasses.replace(strict, method="backprop")
   return {
     "strict int8": strict,
     "strict int8, int8 weights": dataclasses.replace(strict, weight_store="int8"),
-    "exact look-ahead int8": dataclasses.replace(preset, numerics="int8"),
+    "exact look-ahead int8": exact,
+    "the same, rematerialised": dataclasses.replace(exact, rematerialize=True),
+    "scalar look-ahead int8": dataclasses.replace(exact, lookahead=LookaheadConfig("scalar")),
     RIVAL: dataclasses.replace(control, numerics="int8_dai8"),
     "backprop float32": dataclasses.replace(control, numerics="float32"),
   }
