@@ -100,7 +100,8 @@ class ExperimentConfig:
     numerics: how layers multiply, a name in `fflax.core.numerics_registry`.
     int8: settings of numerics "int8".
     weight_store: how weights are kept between steps: "float32" or "int8" (`weight_store.py`).
-    rematerialize: whether end-to-end gradients run layers again instead of keeping activations.
+    rematerialize: whether gradients from above (end to end, look-ahead) run layers again instead of
+      keeping activations.
     schedule: "simultaneous", "interleaved", "greedy", "alternating" or "staggered".
     lookahead: whether layers also learn from the losses of the layers above them.
     epochs_per_layer: of schedule "greedy", how long each layer's turn is; the last layer goes on to

@@ -378,8 +378,8 @@ FAULTS = (
   Fault(
     "nothing holds the second run of a layer back",
     "fflax/training/rematerialize.py",
-    "return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, pull, nothing)",
-    "return pull()",
+    "return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, own, nothing)",
+    "return own()",
     ("tests/training/rematerialize_test.py",),
   ),
   Fault(

@@ -49,8 +49,10 @@ def cases(preset: ExperimentConfig) -> dict[str, ExperimentConfig]:
     "strict int8": strict,
     "strict int8, int8 weights": dataclasses.replace(strict, weight_store="int8"),
     "exact look-ahead int8": exact,
-    "the same, rematerialised": dataclasses.replace(exact, rematerialize=True),
-    "scalar look-ahead int8": dataclasses.replace(exact, lookahead=LookaheadConfig("scalar")),
+    "exact look-ahead int8, rematerialised": dataclasses.replace(exact, rematerialize=True),
+    "scalar look-ahead int8, rematerialised": dataclasses.replace(
+      exact, lookahead=LookaheadConfig("scalar"), rematerialize=True
+    ),
     RIVAL: dataclasses.replace(control, numerics="int8_dai8"),
     "backprop float32": dataclasses.replace(control, numerics="float32"),
   }

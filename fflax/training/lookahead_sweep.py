@@ -18,6 +18,7 @@ from fflax.training.layer_step import (
   read_views,
   update_layer,
 )
+from fflax.training.rematerialize import pull_again
 from fflax.training.sweeps import Sweep, per_layer
 from fflax.types import Array, Key, LayerOut, LayerState, Metrics, PyTree, TrainState
 
@@ -53,7 +54,7 @@ def lookahead_sweep(
   One reverse sweep. "exact": a layer's weights receive the cotangent `lambda * c` at its output,
   and the layer below receives c, the gradient of all later losses. "scalar": a layer's goodness
   receives `lambda` times the sum of the later slopes. Layers are not stacked: what a layer saved
-  must wait for those above it, as in backprop.
+  must wait for those above it, as in backprop; where the run rematerialises, that is its input.
   """
   look = run.lookahead
   assert look is not None
@@ -101,9 +102,12 @@ def _climb(
     handed = dense(hand_on_views(method, out, True, layer_key(key, index, Role.HAND_ON)))
     return (loss if weight is None else weight * loss, goodness(params, out), handed), aux
 
-  (_, own, handed), pull, (loss, out, stats, metrics) = jax.vjp(
-    forward, own_params, x, has_aux=True
-  )
+  if run.rematerialize:
+    (_, own, handed), aux = forward(own_params, x)
+    pull = pull_again(lambda *args: forward(*args)[0], label, own_params, x)
+  else:
+    (_, own, handed), pull, aux = jax.vjp(forward, own_params, x, has_aux=True)
+  loss, out, stats, metrics = aux
   slope: PyTree = ()
   if look.mode == "scalar":
 

@@ -9,8 +9,8 @@ from jax import lax
 from fflax.types import Array, PyTree
 
 
-def rematerialized(f: Callable[..., PyTree], witness: Array) -> Callable[..., PyTree]:
-  """`f` with the same values and gradients, of which nothing but the arguments is kept.
+def pull_again(f: Callable[..., PyTree], witness: Array, *args: PyTree) -> Callable[..., tuple]:
+  """What `jax.vjp(f, *args)` pulls cotangents back with, for which nothing but `args` is kept.
 
   What `jax.checkpoint` promises (T. Chen et al., 2016, arXiv 1604.06174), also on a CPU: there XLA
   drops the barriers that hold the second run back, runs it at once, and keeps what it gives. Here
@@ -20,6 +20,24 @@ def rematerialized(f: Callable[..., PyTree], witness: Array) -> Callable[..., Py
     f: of arrays with gradients; what else it needs, it may close over, but has no gradient of.
     witness: any integer array that the compiler does not know, so that it must keep the branch,
       which is always taken: no number in it may be the least of its type.
+    *args: of `f`.
+  """
+
+  def pull(cotangents: PyTree) -> tuple:
+    own = lambda: jax.vjp(f, *args)[1](cotangents)  # noqa: E731
+    shapes = jax.eval_shape(own)
+    nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+    return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, own, nothing)
+
+  return pull
+
+
+def rematerialized(f: Callable[..., PyTree], witness: Array) -> Callable[..., PyTree]:
+  """`f` with the same values and gradients, of which nothing but the arguments is kept.
+
+  Args:
+    f: see `pull_again`.
+    witness: see there.
   """
 
   @jax.custom_vjp
@@ -30,10 +48,7 @@ def rematerialized(f: Callable[..., PyTree], witness: Array) -> Callable[..., Py
     return run(*args), args
 
   def backward(args: tuple, cotangents: PyTree) -> tuple:
-    pull = lambda: jax.vjp(f, *args)[1](cotangents)  # noqa: E731
-    shapes = jax.eval_shape(pull)
-    nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
-    return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, pull, nothing)
+    return pull_again(f, witness, *args)(cotangents)
 
   run.defvjp(forward, backward)
   return run

@@ -115,7 +115,7 @@ def check_run(
       f"schedule {schedule.name!r} needs layers that learn from their own loss; method "
       f"{method.name!r} is global: use schedule 'simultaneous'"
     )
-  if rematerialize and method.locality != "global":
+  if rematerialize and method.locality != "global" and lookahead is None:
     raise ValueError(
       f"rematerialize is for end-to-end gradients: method {method.name!r} is {method.locality}, "
       "and its layers keep no activations"
@@ -200,9 +200,9 @@ def make_trainer(
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
     samples: 0: random units answer with their expectation, in one pass; T: the answer is the mean
       softmax of T passes whose units are drawn, a Monte-Carlo estimate of the class probabilities.
-    rematerialize: end-to-end gradients keep no more of a layer than its input, and run it once more
-      on the way down (methods of global locality only): a forward pass more, less memory, the same
-      numbers up to rounding.
+    rematerialize: gradients from above keep no more of a layer than its input, and run it once more
+      on the way down (methods of global locality; look-ahead, where "exact" runs it twice more): a
+      forward pass more, less memory, the same numbers up to rounding.
     mesh: of `make_mesh`: batches are split over its `data` axis.
 
   Returns:

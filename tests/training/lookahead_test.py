@@ -1,5 +1,7 @@
 """Look-ahead: the convex combination it claims to be, its limits, its schedules, its locality."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,18 @@ def test_at_zero_it_is_the_strict_rule_bit_for_bit(mode, numerics):
   strict = make(numerics=numerics)
   for a, b in zip(*(jax.tree.leaves(gradients(t)[0]) for t in (looking, strict)), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+  "look", [LookaheadConfig("scalar"), LookaheadConfig("exact", schedule="adaptive_cos")]
+)
+def test_rematerialised_it_is_the_same(look):
+  def moved(**options):
+    own = dataclasses.replace(look, start=0.4)
+    return gradients(make(look=make_lookahead(own, epochs=2, steps_per_epoch=1), **options))
+
+  for a, b in zip(*map(jax.tree.leaves, (moved(), moved(rematerialize=True))), strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
 def test_at_one_it_is_deep_supervised_backprop():
