@@ -1,13 +1,11 @@
 """The table of what combines, in Markdown, from the outcomes of points; never written by hand."""
 
 import collections
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from experiments.product import FACTORS, Point
 from experiments.trial import Outcome
 
-MARKS = ("<!-- combinations: begin -->", "<!-- combinations: end -->")
 PARTNERS = ("network", "numerics", "schedule", "readout")
 """Each has a table against the methods."""
 UNTRIED = "?"
@@ -186,17 +184,3 @@ def page(done: Outcomes, trained: Sequence[Outcome] = ()) -> str:
     for reason, number in collections.Counter(o.reason for o in odd).most_common():
       parts.append(f"  - {number:,}: {reason}")
   return "\n".join(parts)
-
-
-def write_between(path: pathlib.Path, text: str) -> None:
-  """Replaces what stands between the two marks in a file.
-
-  Raises:
-    ValueError: the file does not have both marks once.
-  """
-  old = path.read_text()
-  if any(old.count(mark) != 1 for mark in MARKS):
-    raise ValueError(f"{path} must hold {MARKS[0]} and {MARKS[1]}, once each")
-  head, _, rest = old.partition(MARKS[0])
-  tail = rest.partition(MARKS[1])[2]
-  path.write_text(f"{head}{MARKS[0]}\n{text.strip()}\n{MARKS[1]}{tail}")

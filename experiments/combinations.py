@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import flags
 
-from experiments import cli, combination_table, product, workdir
+from experiments import cli, combination_table, marked, product, workdir
 from experiments.assembly import check
 from experiments.console import console
 from experiments.product import EXTRAS, FACTORS, Point
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
     }
     with cli.checking():
       for name, text in pages.items():
-        combination_table.write_between(_ROOT / name, text)
+        marked.write_between(_ROOT / name, "combinations", text)
         console.print(f"wrote     {name}")
   return 1 if any(o.verdict == "fails" for o in done.values()) else 0
 

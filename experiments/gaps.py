@@ -30,11 +30,13 @@ class Gap(NamedTuple):
   paired: bool
   control: str
 
-  def __str__(self) -> str:
+  def in_points(self) -> str:
+    """The difference with its interval."""
     width = "" if self.half_width is None else f" +- {self.half_width:.2f}"
-    how = "" if self.paired else ", unpaired"
-    scales = f"x {self.ratio:.2f}, {self.log_odds:+.2f}"
-    return f"{self.points:+.2f}{width}{how}; {scales}; {self.control}"
+    return f"{self.points:+.2f}{width}{'' if self.paired else ', unpaired'}"
+
+  def __str__(self) -> str:
+    return f"{self.in_points()}; x {self.ratio:.2f}, {self.log_odds:+.2f}; {self.control}"
 
 
 def control_row(

@@ -2,7 +2,8 @@
 
 Writes `report.md` and `report.html` (figures inline) into `--out`: every accuracy with its
 seeds, locality, gap to the matched backprop control, cost, commit and command; the published value
-in a column of its own; then the measured ratios and the figures.
+in a column of its own; then the measured ratios and the figures. Of the library's own results, the
+README's table is made, too.
 """
 
 import base64
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import cli, results
+from experiments import cli, marked, results
+from experiments.cells import beside, error_of, is_accuracy
 from experiments.console import console, si
+from experiments.front_table import front_table
 from experiments.gaps import Gap, control_row, paired_gap
 
+_README = results.FOLDER.parent.parent / "README.md"
 _RESULTS = flags.DEFINE_string("results", str(results.FOLDER), "folder of the result files")
 _OUT = flags.DEFINE_string("out", "", "folder of the page; default: that of the result files")
 
@@ -48,12 +52,7 @@ _HEAD = (
 
 def accuracy_sections(studies: Sequence[Mapping[str, Any]]) -> list[Section]:
   """A table a data set: every run, the controls among them."""
-  found = [
-    (study["study"], row)
-    for study in studies
-    for row in study["rows"]
-    if row["metric"] == "test_error_percent" and not row.get("readout", "").startswith("layer ")
-  ]
+  found = [(study["study"], row) for study in studies for row in study["rows"] if is_accuracy(row)]
   everything = [row for _, row in found]
   sections = []
   for name in sorted({row["dataset"] for row in everything}):
@@ -67,8 +66,6 @@ def accuracy_sections(studies: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _line(study: str, row: Mapping[str, Any], gap: Gap | None) -> list[str]:
   cost = row.get("cost") or {}
   control = cost.get("control") or {}
-  error = "diverged" if row["mean"] is None else f"{row['mean']:.2f}"
-  lost = f" ({len(row['diverged'])} diverged)" if row["mean"] and row.get("diverged") else ""
   samples = row.get("samples")
   return [
     row["method"],
@@ -76,24 +73,16 @@ def _line(study: str, row: Mapping[str, Any], gap: Gap | None) -> list[str]:
     row["network"],
     row["numerics"],
     row.get("readout", "-") + (f", {samples} samples" if samples else ""),
-    (error if row["std"] is None else f"{error} +- {row['std']:.2f}") + lost,
+    error_of(row),
     str(len(row["seeds"])),
     row["locality"],
     "-" if gap is None else str(gap),
-    _beside(cost, control, "training_macs"),
+    beside(cost, control, "training_macs"),
     si(cost["prediction_macs"][row["readout"]], "") if cost else "-",
-    _beside(cost, control, "step_bytes", "B"),
+    beside(cost, control, "step_bytes", "B"),
     "-" if row.get("published") is None else f"{row['published']:g}",
     study,
   ]
-
-
-def _beside(cost: Mapping[str, Any], control: Mapping[str, Any], name: str, unit: str = "") -> str:
-  """A cost and how many times the control's it is."""
-  if not cost.get(name):
-    return "-"
-  times = f" ({cost[name] / control[name]:.2f})" if control.get(name) else ""
-  return si(cost[name], unit) + times
 
 
 def ratio_section(studies: Sequence[Mapping[str, Any]]) -> Section:
@@ -207,6 +196,9 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(_RESULTS.value).expanduser()
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else folder
     paths = make_report(folder, out)
+    if folder == out == results.FOLDER:
+      marked.write_between(_README, "results", front_table(results.read_studies(folder)))
+      paths.append(_README)
   for path in paths:
     console.print(f"report    {path}")
   return 0

@@ -7,11 +7,11 @@ import re
 import jax
 import pytest
 
-from experiments import combination_table, combinations, product, trial, workdir
+from experiments import combination_table, combinations, marked, product, trial, workdir
 from experiments.product import FACTORS, Point
 from experiments.trial import Outcome
 
-MARKS = combination_table.MARKS
+MARKS = marked.marks("combinations")
 
 
 def test_every_allowed_pair_stands_in_a_row_and_no_forbidden_one():
@@ -75,11 +75,11 @@ def test_tables_say_what_was_found(tmp_path):
   assert "1. no two-way layers" in page and "2. backprop is global" in page
   target = tmp_path / "page.md"
   target.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-  combination_table.write_between(target, page)
+  marked.write_between(target, "combinations", page)
   assert target.read_text() == f"before\n{MARKS[0]}\n{page}\n{MARKS[1]}\nafter\n"
   target.write_text("no marks")
   with pytest.raises(ValueError, match="once each"):
-    combination_table.write_between(target, page)
+    marked.write_between(target, "combinations", page)
 
 
 def test_bad_refusals_are_failures(monkeypatch):

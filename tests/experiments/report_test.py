@@ -9,6 +9,7 @@ from scipy import stats
 from experiments import config, gaps, report, results
 from experiments.card import Task, traced_trainer
 from experiments.controls import matched_backprop
+from experiments.front_table import front_table
 from experiments.row_costs import row_costs
 
 COLUMNS = {
@@ -152,3 +153,27 @@ def test_a_folder_without_results_or_with_others_is_refused(tmp_path, content):
   with pytest.raises(ValueError, match="result file"):
     report.make_report(tmp_path, tmp_path)
   assert not (tmp_path / "report.md").exists()
+
+
+def test_the_front_table_has_a_line_for_every_preset_run_in_full(tmp_path):
+  """By the preset's own readout, beside a control of another study; no points, nothing short."""
+  augment = {"shift": 2, "shift_fill": "zero", "flip": False}
+  own = {
+    "command": "python -m experiments.studies.seeds --config=c",
+    "setting": {"data": {"validation": 1000, "augment": augment}},
+  }
+  write(tmp_path, "hff", [
+    row("hyperspherical", [9.0, 9.0, 9.0], preset="hff_digits", readout="last_layer", **own),
+    row("hyperspherical", [3.0, 3.5, 4.5], preset="hff_digits", published=2.5, **own),
+  ])  # fmt: skip
+  write(tmp_path, "bp", [row("backprop", [2.0, 3.0, 3.5], preset="bp_digits", **own)])
+  write(tmp_path, "hff_short_1_epochs", [row("hyperspherical", [1.0], preset="hff_digits", **own)])
+  write(tmp_path, "grid", [row("backprop", [1.5], preset="a point")])
+  lines = front_table(results.read_studies(tmp_path)).splitlines()
+  where = "digits, 1,000 held out, shift 2"
+  assert lines[2:] == [
+    f"| {where} | backprop | `bp_digits`, 3 epochs | float32 | score_sum | strict "
+    "| 2.83 +- 0.76 | 3 | - | - | - | - |",
+    f"| {where} | hyperspherical | `hff_digits`, 3 epochs | float32 | score_sum | strict "
+    "| 3.67 +- 0.76 | 3 | 2.5 | +0.83 +- 0.72 | - | - |",
+  ]
