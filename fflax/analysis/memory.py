@@ -51,5 +51,10 @@ def memory_of(fn: Callable, *args: Any, donate: Sequence[int] = ()) -> MemoryUse
 
   Raises:
     ValueError: see `compiled_memory`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> memory_of(lambda x: x + 1, jnp.zeros((256,))).outputs
+    1024
   """
   return compiled_memory(jax.jit(fn, donate_argnums=tuple(donate)).lower(*args).compile())

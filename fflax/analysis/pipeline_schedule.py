@@ -61,6 +61,10 @@ def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
 
   Raises:
     ValueError: there are fewer layers than stages.
+
+  Example:
+    >>> balance((4.0, 1.0, 1.0, 2.0), 2)
+    (1, 3)
   """
   num_layers = len(costs)
   if not 1 <= num_stages <= num_layers:

@@ -15,7 +15,12 @@ from fflax.types import Array, LayerOut
 
 
 def sum_of_squares(h: Array, square: Array | None = None) -> Array:
-  """`sum_j h_j**2` (Hinton, 2022, arXiv 2212.13345); `square` is `h**2`, if it comes along."""
+  """`sum_j h_j**2` (Hinton, 2022, arXiv 2212.13345); `square` is `h**2`, if it comes along.
+
+  Example:
+    >>> float(sum_of_squares(jnp.array([3.0, 4.0])))
+    25.0
+  """
   return jnp.sum(_squares(h, square))
 
 

@@ -24,6 +24,14 @@ def locality_matrix(
     Boolean matrix; entry (i, j) says that layer j's parameters move when only layer i's loss
     counts. Strict locality is the identity (or less: a layer without a loss has an empty row);
     backprop fills the lower triangle. Movement is exact: any bit counts.
+
+  Example:
+    Two layers, each moved by its own loss; then the second loss reaches the first, too.
+    >>> locality_matrix(lambda w: (w[0], w[1]), 2).tolist()
+    [[True, False], [False, True]]
+    >>> reach = locality_matrix(lambda w: (w[0] + w[1], w[1]), 2)
+    >>> reach.tolist(), measured_locality(reach)
+    ([[True, False], [True, True]], 'global')
   """
   weights = jnp.concatenate([jnp.zeros((1, num_layers)), jnp.eye(num_layers)])
   still, *moved = [jax.device_get(moved_params(w)) for w in weights]

@@ -37,6 +37,14 @@ def pbit(key: Key, v: Array, config: PbitConfig, window: int = 1) -> tuple[Array
 
   Raises:
     ValueError: if `v` cannot be pooled so.
+
+  Example:
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> v = jnp.full((10_000,), 0.5 + jnp.log(3.0))  # unit 1 is on with probability 3 / 4
+    >>> bits, squares = pbit(jax.random.key(0), v, PbitConfig(units=1))
+    >>> sorted({float(b) for b in bits}), bool(abs(bits.mean() - 0.75) < 0.02)
+    ([0.0, 1.0], True)
   """
   v = v.astype(jnp.float32)
   word, slope_seeds = _sample(key, v, config)

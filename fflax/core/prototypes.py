@@ -33,6 +33,12 @@ def class_scores(z: Array, prototypes: Array, pooling: float) -> Array:
   """`S_c = (logsumexp_m(pooling * cos(z, p_cm)) - log M) / pooling`, `[K]` in [-1, 1].
 
   `pooling -> inf` takes the nearest prototype of a class, `-> 0` the mean over them.
+
+  Example:
+    Two classes, one prototype each; the answer lies on the first.
+    >>> prototypes = jnp.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> class_scores(jnp.array([5.0, 0.0]), prototypes, pooling=10.0).tolist()
+    [1.0, 0.0]
   """
   cosine = cosines(z, prototypes)
   count = prototypes.shape[1]

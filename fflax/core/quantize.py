@@ -92,6 +92,13 @@ def quantize(
 
   Raises:
     ValueError: if `rounding` is unknown, or needs noise and has none or of another shape.
+
+  Example:
+    >>> q = quantize(jnp.array([-1.0, 0.25, 0.5]))
+    >>> q.values.tolist(), round(float(q.scale), 4)
+    ([-127, 32, 64], 0.0079)
+    >>> [round(v, 3) for v in dequantize(q).tolist()]
+    [-1.0, 0.252, 0.504]
   """
   if rounding not in ("nearest", "stochastic"):
     raise ValueError(f"unknown rounding {rounding!r}; there are nearest, stochastic")

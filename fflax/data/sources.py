@@ -58,6 +58,11 @@ def load(
 
   Raises:
     DataError: if there is no such set or option, or the data cannot be used.
+
+  Example:
+    >>> digits = load("digits", validation=100)
+    >>> digits.train.image.shape, digits.validation.label.shape, digits.num_classes
+    ((1337, 8, 8, 1), (100,), 10)
   """
   whole = _load(name, data_dir, validation, seed, options)
   return with_superclasses(whole, superclasses) if superclasses else whole

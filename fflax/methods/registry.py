@@ -57,6 +57,11 @@ def make_method(
 
   Raises:
     ValueError: unknown name, a configuration of another method, or fewer than two classes.
+
+  Example:
+    >>> method = make_method("hyperspherical", HypersphericalConfig(), num_classes=10)
+    >>> method.locality, method.single_pass
+    ('strict', True)
   """
   if name not in METHODS:
     raise ValueError(f"unknown method {name!r}; there are {', '.join(METHODS)}")

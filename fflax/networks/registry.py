@@ -86,6 +86,12 @@ def make_network(
 
   Raises:
     ValueError: if a name or an option is unknown, or if a size is impossible.
+
+  Example:
+    >>> from fflax.core.numerics import float32
+    >>> network = make_network("mlp", numerics=float32(), sizes=(32, 16))
+    >>> [(row.name, row.num_parameters) for row in describe(network, (8, 8, 1))]
+    [('dense_1', 2080), ('dense_2', 528)]
   """
   allowed = network_options(name)
   unknown = sorted(set(options) - set(allowed))

@@ -210,6 +210,22 @@ def make_trainer(
 
   Raises:
     ValueError: the combination is impossible; the sentence says why.
+
+  Example:
+    >>> import optax
+    >>> import fflax
+    >>> network = fflax.make_network("mlp", numerics=fflax.float32(), sizes=(16,))
+    >>> method = fflax.make_method("hyperspherical", fflax.HypersphericalConfig(), num_classes=3)
+    >>> trainer = make_trainer(
+    ...   network, method, [fflax.score_sum()], image_shape=(4,), optimizer=optax.sgd(0.1)
+    ... )
+    >>> batch = Batch(jnp.eye(4)[:3], jnp.arange(3))
+    >>> state = jax.jit(trainer.init)(jax.random.key(0), batch)
+    >>> state, metrics = jax.jit(trainer.step)(state, batch)
+    >>> int(state.step), metrics["loss"].shape
+    (1, (1,))
+    >>> trainer.answer(state, batch.image).readouts["score_sum"].shape
+    (3, 3)
   """
   if mesh is not None:
     network = split_layers(network, mesh)
