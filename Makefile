@@ -32,7 +32,7 @@ $(STAMP): setup.cfg pyproject.toml $(REQUIREMENTS)
 	  || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
 	@touch $(UNFINISHED) && rm -f $(VENV)/.installed-*
 ifeq ($(strip $(REQUIREMENTS)),)
-	@$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,sweep]'
+	@$(PIP) install --upgrade --upgrade-strategy eager -e '.[dev,stream,sweep]'
 else
 	@$(PIP) install -r $(REQUIREMENTS)
 	@$(PIP) install --no-deps -e .

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from experiments import streams
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
 from fflax.core.numerics import GRADIENT_STATE, Numerics
@@ -23,7 +24,6 @@ from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training import lookahead
 from fflax.training.chunk import Feed
-from fflax.training.evaluate import make_evaluate
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
@@ -42,7 +42,7 @@ class Experiment(NamedTuple):
   Attributes:
     config: what it was made from.
     dataset: on the host.
-    images, labels: the training split on the device, as stored.
+    images, labels: the training split on the device, as stored; on the host, if it is streamed.
     network, method, readouts, schedule: the choices of the configuration.
     trainer: all of them as pure functions.
     feed: makes the batches.
@@ -67,7 +67,8 @@ class Experiment(NamedTuple):
 
   def example(self, size: int = 2) -> Batch:
     """A preprocessed batch of the first training examples."""
-    return Batch(self.preprocess(None, self.images[:size]), self.labels[:size])
+    images, labels = jnp.asarray(self.images[:size]), jnp.asarray(self.labels[:size])
+    return Batch(self.preprocess(None, images), labels)
 
   def init(self) -> TrainState:
     """The fresh state of the run."""
@@ -76,21 +77,20 @@ class Experiment(NamedTuple):
 
   def evaluator(self, name: str, split: Split) -> Callable[[TrainState], dict[str, Array]]:
     """Accuracy (fractions) on a split: `<name>/accuracy/<readout>`, `<name>/<layer>/accuracy`."""
-    arrays = jnp.asarray(split.image), jnp.asarray(split.label)
-    images, labels = replicate(arrays, self.mesh)
     # What is drawn for an example depends on the batch that it stands in: not for another mesh.
     devices = 1 if self.config.eval_samples else self.config.mesh.data
-    evaluate = make_evaluate(
+    evaluate = streams.evaluation(
       self.trainer,
       lambda x: self.preprocess(None, x),
-      len(labels),
+      split,
       self.config.eval_batch_size,
       self.dataset.num_classes,
-      multiple_of=devices,
+      devices,
+      self.mesh,
     )
 
     def run(state: TrainState) -> dict[str, Array]:
-      values = evaluate(state, images, labels)
+      values = evaluate(state)
       return {f"{name}/{k}": v for k, v in values.items() if "accuracy" in k}
 
     return run
@@ -268,19 +268,22 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   def indices(key: Array, first_step: Array, num_steps: int) -> Array:
     return stream.batch_indices(key, first_step, num_steps, size, data.batch_size, data.shuffle)
 
+  plan = make_plan(config, steps_per_epoch)
+  images, labels = streams.placed(dataset.train, mesh)
+  batches = streams.training_stream(dataset.train, data.batch_size, data.shuffle, plan.num_steps)
   return Experiment(
     config=config,
     dataset=dataset,
-    images=replicate(jnp.asarray(dataset.train.image), mesh),
-    labels=replicate(jnp.asarray(dataset.train.label), mesh),
+    images=images,
+    labels=labels,
     network=parts["network"],
     method=parts["method"],
     readouts=parts["readouts"],
     schedule=parts["schedule"],
     trainer=trainer,
-    feed=Feed(indices, preprocess),
+    feed=Feed(indices, preprocess, batches),
     preprocess=preprocess,
-    plan=make_plan(config, steps_per_epoch),
+    plan=plan,
     mesh=mesh,
   )
 

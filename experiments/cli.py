@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
+from fflax.data.dataset import DataError
+
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 
@@ -42,13 +44,15 @@ _CIRCUMSTANCES = tuple(
 
 @contextlib.contextmanager
 def working(folder: pathlib.Path) -> Iterator[None]:
-  """Turns a disk that is full, or gone, during the work into `Stopped`.
+  """Turns a disk that is full, or gone, and data found damaged during the work into `Stopped`.
 
   Args:
     folder: of the run; what is saved there is whole, so the sentence says how to go on.
   """
   try:
     yield
+  except DataError as error:  # of a streamed set
+    raise Stopped(str(error)) from error
   except OSError as error:
     if error.errno not in _CIRCUMSTANCES:
       raise

@@ -14,6 +14,7 @@ from rich.table import Table
 from experiments import workdir
 from experiments.alarms import Alarms
 from experiments.assembly import Experiment, count_parameters, passes_per_prediction
+from fflax.data.array_record_source import is_streamed
 from fflax.networks.registry import describe
 from fflax.training.metrics import Row
 from fflax.types import TrainState
@@ -52,6 +53,7 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
   console.print(
     f"data      {data.name}: {sizes[0]} training, {sizes[1]} validation, "
     f"{len(data.test.label)} test examples, {data.num_classes} classes"
+    + (", streamed" if is_streamed(data.train) else "")
   )
   view, example = experiment.method.plain_view, experiment.example().image
   layers = ", ".join(

@@ -182,7 +182,7 @@ def measure_after(config: ExperimentConfig, steps: int, *, examples: int = 500) 
   state = experiment.init()
   if steps:
     chunk = make_chunk(experiment.trainer, experiment.feed, steps)
-    state, _ = chunk(state, experiment.images, experiment.labels, steps)
+    state, _ = chunk(state, jnp.asarray(experiment.images), jnp.asarray(experiment.labels), steps)
   return measure_firing(experiment, state, examples=examples)
 
 

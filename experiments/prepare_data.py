@@ -1,15 +1,19 @@
-"""Prepares an image set with tensorflow-datasets, and packs one into a single .npz file.
+"""Prepares an image set with tensorflow-datasets; packs sets into one .npz file or into records.
 
   python -m experiments.prepare_data --dataset=mnist --data_dir=DIR
   python -m experiments.prepare_data --dataset=mnist --data_dir=DIR --npz=mnist.npz
   python -m experiments.prepare_data --folder=tiny-imagenet-200 --npz=DIR/tiny_imagenet.npz
   python -m experiments.prepare_data --folder=imagenet --class_list=imagenet100.txt \\
-    --image_size=224 --npz=DIR/imagenet100.npz
+    --image_size=224 --array_record=DIR/imagenet100.array_record
+  python -m experiments.prepare_data --dataset=DIR/mnist.npz --array_record=DIR/mnist.array_record
+  python -m experiments.prepare_data --random=imagenet100:64 --array_record=DIR/noise.array_record
 
 Preparing downloads the set and needs TensorFlow (pip install 'fflax[data]'); a set that is prepared
 already is left as it is. Packing a prepared set, or folders of images (a folder a class below
 `train` and `val`; see `fflax.data.folder_source`), needs no TensorFlow. A list of classes, one in a
-line, chooses and orders the labels.
+line, chooses and orders the labels. Records (`fflax.data.array_record_source`) are streamed in
+training (pip install 'fflax[stream]'), so they may be larger than memory; folders become records
+one image at a time. `--random` makes noise of a known set's size and classes, as many as are asked.
 """
 
 import importlib.util
@@ -17,19 +21,28 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli
-from fflax.data import folder_source, npz_source, tfds_source
+from experiments import cli, record_sets
+from fflax.data import array_record_source, folder_source, npz_source, sources, tfds_source
 from fflax.data.dataset import Dataset
 
 _DATASET = flags.DEFINE_string(
-  "dataset", None, "Set to prepare, as tensorflow-datasets names it: NAME or NAME/CONFIG."
+  "dataset",
+  None,
+  "Set to prepare, as tensorflow-datasets names it: NAME or NAME/CONFIG; or, to be packed, digits "
+  "or a file .npz.",
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "Where prepared sets lie; default: that of tensorflow-datasets."
 )
 _NPZ = flags.DEFINE_string("npz", None, "File to pack the prepared set into; must not exist.")
+_ARRAY_RECORD = flags.DEFINE_string(
+  "array_record", None, "Folder to pack it into as records, NAME.array_record; must not exist."
+)
 _FOLDER = flags.DEFINE_string(
   "folder", None, "Folders of images to pack, in the place of a prepared set."
+)
+_RANDOM = flags.DEFINE_string(
+  "random", None, "NAME:N, in the place of a set: N random images like those of a known set."
 )
 _CLASS_LIST = flags.DEFINE_string(
   "class_list", None, "Of a folder: file with the classes that are packed, one in a line."
@@ -64,36 +77,76 @@ def prepare(name: str, data_dir: str | None) -> pathlib.Path:
 
 
 def pack(dataset: Dataset, out: pathlib.Path) -> None:
-  """Writes the file and says what it holds."""
-  npz_source.save(out, dataset)
+  """Writes the file or the folder, whichever its name asks for, and says what it holds."""
+  if out.suffix == array_record_source.SUFFIX:
+    record_sets.from_dataset(out, dataset)
+  else:
+    npz_source.save(out, dataset)
+  tell(out, len(dataset.train.label), len(dataset.test.label), dataset.num_classes)
+
+
+def pack_folder(folder: str, out: pathlib.Path) -> None:
+  """The same, of folders of images; they become records one by one, and a file all at once."""
+  size, listed = _IMAGE_SIZE.value, _CLASS_LIST.value
+  if out.suffix == array_record_source.SUFFIX:
+    found = folder_source.find(folder, listed)
+    record_sets.from_folder(out, found, size)
+    tell(out, len(found.files["train"]), len(found.files["test"]), len(found.class_names))
+  else:
+    pack(folder_source.load(folder, image_size=size, class_list=listed), out)
+
+
+def tell(out: pathlib.Path, train: int, test: int, classes: int) -> None:
+  """Says what was packed."""
+  files = [out] if out.is_file() else list(out.iterdir())
+  size = sum(f.stat().st_size for f in files) / 2**20
   print(
-    f"{out} holds {len(dataset.train.label)} training and {len(dataset.test.label)} test examples"
-    f" of {dataset.num_classes} classes, {out.stat().st_size / 2**20:.1f} MiB"
+    f"{out} holds {train} training and {test} test examples of {classes} classes, {size:.1f} MiB"
   )
 
 
-def main(argv: list[str]) -> None:
-  """Prepares, then packs if asked to; or packs a folder."""
-  del argv
-  name, folder = _DATASET.value or "", _FOLDER.value
-  if not name and not folder:
+def target() -> pathlib.Path | None:
+  """The file or folder to pack into, which must not exist.
+
+  Raises:
+    UsageError: the flags contradict each other.
+    ValueError: its name is wrong, or it exists.
+  """
+  given = [f.value for f in (_DATASET, _FOLDER, _RANDOM) if f.value]
+  if not given:
     raise cli.UsageError("--dataset is missing, for example --dataset=mnist")
-  if folder and (name or not _NPZ.value):
-    raise cli.UsageError("--folder goes with --npz=FILE, and without --dataset")
-  if _CLASS_LIST.value and not folder:
+  if _NPZ.value and _ARRAY_RECORD.value:
+    raise cli.UsageError("give --npz or --array_record, one at a time")
+  if _FOLDER.value and (len(given) > 1 or not (_NPZ.value or _ARRAY_RECORD.value)):
+    raise cli.UsageError("--folder goes with --npz=FILE or --array_record, and without --dataset")
+  if _RANDOM.value and (len(given) > 1 or not _ARRAY_RECORD.value):
+    raise cli.UsageError("--random goes with --array_record, and without --dataset")
+  if _CLASS_LIST.value and not _FOLDER.value:
     raise cli.UsageError("--class_list is for --folder")
-  out = None if _NPZ.value is None else pathlib.Path(_NPZ.value)
+  if _ARRAY_RECORD.value:
+    out = pathlib.Path(_ARRAY_RECORD.value)
+    array_record_source.check_target(out)
+    return out
+  if _NPZ.value:
+    npz_source.check_target(pathlib.Path(_NPZ.value))
+  return None if _NPZ.value is None else pathlib.Path(_NPZ.value)
+
+
+def main(argv: list[str]) -> None:
+  """Prepares, then packs if asked to; or packs what needs no preparing."""
+  del argv
   with cli.checking():
-    if out is not None:
-      npz_source.check_target(out)
-      if folder:
-        size, listed = _IMAGE_SIZE.value, _CLASS_LIST.value
-        pack(folder_source.load(folder, image_size=size, class_list=listed), out)
-        return
+    out, name = target(), _DATASET.value or ""
+    if _FOLDER.value and out is not None:
+      return pack_folder(_FOLDER.value, out)
+    if _RANDOM.value and out is not None:
+      return tell(out, *record_sets.random_images(out, _RANDOM.value))
+    if out is not None and (name == "digits" or name.endswith(".npz")):
+      return pack(sources.load(name), out)
     directory = prepare(name, _DATA_DIR.value)
   print(f"{name} is prepared in {directory}")
   if out is None:
-    return
+    return None
   with cli.checking():
     dataset = tfds_source.load(
       name,

@@ -193,7 +193,7 @@ def run_together(
   def arrays(get: Callable[[Dataset], Split | None]) -> tuple[Any, Any]:
     splits = [s for s in map(get, own if differ else own[:1]) if s is not None]
     pairs = [[s[i] for s in splits] for i in range(2)]
-    images, labels = (np.stack(p) if differ else p[0] for p in pairs)
+    images, labels = (np.stack(p) if differ else np.asarray(p[0]) for p in pairs)
     return _placed((images, labels), mesh, over=differ)
 
   table = np.array([[p.settings[n] for n in traced] for p in everyone], np.float32)

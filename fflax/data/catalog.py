@@ -38,7 +38,11 @@ KNOWN: Mapping[str, KnownSet] = MappingProxyType(
       (64, 64, 3), 200, f"{_FOLDER} (http://cs231n.stanford.edu/tiny-imagenet-200.zip)"
     ),
     "imagenet100": KnownSet(
-      (224, 224, 3), 100, f"{_FOLDER} --image_size=224 --class_list=FILE (ImageNet, 100 classes)"
+      (224, 224, 3),
+      100,
+      "make records of its folders of images with python -m experiments.prepare_data --folder=FOLDER "
+      "--array_record={name}.array_record --image_size=224 --class_list=FILE (ImageNet, 100 "
+      "classes)",
     ),
     "pathmnist": KnownSet((28, 28, 3), 9, _MEDMNIST),
     "dermamnist": KnownSet((28, 28, 3), 7, _MEDMNIST),

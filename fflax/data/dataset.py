@@ -1,5 +1,9 @@
 """What a data set is, and the checks that every source passes its arrays through."""
 
+import math
+import os
+import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +17,19 @@ class Split(NamedTuple):
   """Labelled examples on the host.
 
   Attributes:
-    image: `[N, H, W, C]` uint8 pixels, or `[N, D]` float32 features.
+    image: `[N, H, W, C]` uint8 pixels, or `[N, D]` float32 features. Of a set that is streamed
+      `fflax.data.array_record_source.Records`, which stand for such an array of pixels: they have
+      its shape, and indexing reads.
     label: `[N]` int32 in `[0, num_classes)`.
   """
 
   image: np.ndarray
   label: np.ndarray
+
+  def select(self, rows: np.ndarray) -> "Split":
+    """Some of the examples, by a mask or their numbers; those of a streamed set are not read."""
+    chosen = getattr(self.image, "select", self.image.__getitem__)(rows)
+    return Split(chosen, self.label[rows])
 
 
 class Dataset(NamedTuple):
@@ -158,7 +169,28 @@ def hold_out(split: Split, size: int, seed: int, where: str) -> tuple[Split, Spl
     return split, None
   held_out = np.zeros(len(split.label), bool)
   held_out[stratified_choice(split.label, size, seed)] = True
-  return (
-    Split(split.image[~held_out], split.label[~held_out]),
-    Split(split.image[held_out], split.label[held_out]),
-  )
+  return split.select(~held_out), split.select(held_out)
+
+
+def check_room(where: pathlib.Path, shape: Sequence[int], advice: str) -> None:
+  """Refuses images that this machine cannot hold, before hours of decoding.
+
+  Raises:
+    DataError: uint8 images of `shape` `[N, H, W, C]` take more than its memory.
+  """
+  try:
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, OSError, ValueError):  # not on this system
+    return
+  needed = math.prod(shape)
+  if needed > memory:
+    raise DataError(
+      f"{where}: {shape[0]} images of {shape[1]}x{shape[2]} take {needed / 2**30:.1f} GiB, and "
+      f"this machine has {memory / 2**30:.1f} GiB: {advice}"
+    )
+
+
+def reason(error: BaseException) -> str:
+  """The first line of what may be a page of advice, or the kind of error where it says nothing."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[0].rstrip(".") if lines else type(error).__name__

@@ -8,14 +8,55 @@ depth below a class; or, as in Tiny ImageNet, `FOLDER/val/images` with the class
 import os
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from fflax.data.dataset import DataError, Dataset, Split, check_split, make_dataset
+from fflax.data.dataset import (
+  DataError,
+  Dataset,
+  Split,
+  check_room,
+  check_split,
+  make_dataset,
+)
 
 _SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".webp")
 _ANNOTATIONS = "val_annotations.txt"
+
+
+class Folder(NamedTuple):
+  """What there is to decode.
+
+  Attributes:
+    path: of the folder; its name is the data set's.
+    class_names: in the order of the labels.
+    files: "train" and "test" -> each image's file and label.
+  """
+
+  path: pathlib.Path
+  class_names: tuple[str, ...]
+  files: Mapping[str, Sequence[tuple[pathlib.Path, int]]]
+
+  def labels(self, part: str) -> np.ndarray:
+    """`[N]` int32."""
+    return np.asarray([label for _, label in self.files[part]], np.int32)
+
+
+def find(
+  folder: str | os.PathLike[str], class_list: str | os.PathLike[str] | None = None
+) -> Folder:
+  """Lists every image of the classes; see `load`."""
+  root = pathlib.Path(folder).expanduser()
+  train = root / "train"
+  if not train.is_dir():
+    raise DataError(f"{root}: there is no folder 'train' with a folder for each class")
+  test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
+  if test is None:
+    raise DataError(f"{root}: there is neither a folder 'val' nor a folder 'test'")
+  names = _listed(pathlib.Path(class_list)) if class_list is not None else _folders(train)
+  return Folder(root, tuple(names), {"train": _files(train, names), "test": _files(test, names)})
 
 
 def load(
@@ -38,20 +79,29 @@ def load(
       differ in size, or all of them together are larger than this machine's memory (asked where
       `image_size` is given).
   """
-  root = pathlib.Path(folder).expanduser()
-  train = root / "train"
-  if not train.is_dir():
-    raise DataError(f"{root}: there is no folder 'train' with a folder for each class")
-  test = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-  if test is None:
-    raise DataError(f"{root}: there is neither a folder 'val' nor a folder 'test'")
-  names = _listed(pathlib.Path(class_list)) if class_list is not None else _folders(train)
-  files = {"train": _files(train, names), "test": _files(test, names)}
+  found = find(folder, class_list)
   if image_size is not None:
-    _check_room(root, sum(map(len, files.values())), image_size)
-  parts = {part: _decode(found, image_size) for part, found in files.items()}
+    check_room(
+      found.path,
+      (sum(map(len, found.files.values())), image_size, image_size, 3),
+      "use a smaller image_size, fewer classes or --array_record, which holds one at a time",
+    )
+
+  def read(part: str) -> Split:
+    pixels: np.ndarray | None = None
+    for i, one in enumerate(decode(found.files[part], image_size)):
+      if pixels is None:
+        pixels = np.empty((len(found.files[part]), *one.shape), np.uint8)
+      pixels[i] = one
+    assert pixels is not None  # every class has an image
+    return check_split(pixels, found.labels(part), f"{found.path} ({part})")
+
   return make_dataset(
-    root.resolve().name, parts["train"], parts["test"], num_classes=len(names), where=str(root)
+    found.path.resolve().name,
+    read("train"),
+    read("test"),
+    num_classes=len(found.class_names),
+    where=str(found.path),
   )
 
 
@@ -100,40 +150,26 @@ def _files(root: pathlib.Path, names: Sequence[str]) -> list[tuple[pathlib.Path,
   return found
 
 
-def _check_room(root: pathlib.Path, number: int, side: int) -> None:
-  """Refuses what cannot fit, before hours of decoding."""
-  try:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (AttributeError, OSError, ValueError):  # not on this system
-    return
-  needed = number * side**2 * 3
-  if needed > memory:
-    raise DataError(
-      f"{root}: {number} images of {side}x{side} take {needed / 2**30:.1f} GiB, and this machine "
-      f"has {memory / 2**30:.1f} GiB: use a smaller image_size or fewer classes"
-    )
-
-
-def _decode(files: Sequence[tuple[pathlib.Path, int]], side: int | None) -> Split:
+def decode(
+  files: Sequence[tuple[pathlib.Path, int]], image_size: int | None
+) -> Iterator[np.ndarray]:
+  """The images one by one, `[S, S, 3]` uint8; see `load`."""
   from PIL import Image, ImageOps
 
   # What Pillow raises for files that are missing, cut, altered, huge or no images at all.
   huge = Image.DecompressionBombError
   unreadable = (OSError, ValueError, SyntaxError, IndexError, struct.error, huge)
-  pixels: np.ndarray | None = None
-  for i, (path, _) in enumerate(files):
+  shape: tuple[int, ...] | None = None
+  for path, _ in files:
     try:
       with Image.open(path) as file:
         image = file.convert("RGB")
     except unreadable as error:
       raise DataError(f"{path}: cannot be decoded as an image ({error})") from error
-    if side is not None:
-      image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    if image_size is not None:
+      image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     one = np.asarray(image, np.uint8)
-    if pixels is None:
-      pixels = np.empty((len(files), *one.shape), np.uint8)
-    if one.shape != pixels.shape[1:]:
+    if shape not in (None, one.shape):
       raise DataError(f"{path}: images differ in size, so image_size must be given")
-    pixels[i] = one
-  assert pixels is not None  # every class has an image
-  return check_split(pixels, np.asarray([label for _, label in files]), str(files[0][0].parent))
+    shape = one.shape
+    yield one

@@ -23,6 +23,8 @@ FIXED: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Constants that recipes use for any set; one number stands for every channel."""
 
+_BLOCK = 2**22  # pixels that are counted at once
+
 
 def normalization(name: str) -> tuple[np.ndarray, np.ndarray]:
   """The usual `(mean, std)` of a data set, each `[C]` float32.
@@ -61,7 +63,25 @@ def statistics(dataset: Dataset, mode: Normalization) -> tuple[np.ndarray, np.nd
     return np.resize(mean, image.shape[-1]), np.resize(std, image.shape[-1])
   if mode != "dataset":
     raise ValueError(f"normalization {mode!r} is none of none, standard, dataset, half, imagenet")
-  axes = tuple(range(image.ndim - 1))
-  mean = image.mean(axes, dtype=np.float64) / dataset.max_value
-  std = image.std(axes, dtype=np.float64) / dataset.max_value
+  if image.dtype == np.uint8:
+    mean, std = _pixel_statistics(image)
+  else:
+    mean, std = image.mean(0, dtype=np.float64), image.std(0, dtype=np.float64)
+  mean, std = mean / dataset.max_value, std / dataset.max_value
   return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
+
+
+def _pixel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and deviation by channel, each `[C]` float64, from counts of the 256 values.
+
+  A block at a time, so that a streamed set is read once and never held.
+  """
+  block = max(1, _BLOCK // (image.size // len(image)))
+  counts = np.zeros((image.shape[-1], 256), np.int64)
+  for first in range(0, len(image), block):
+    pixels = image[first : first + block]
+    for channel, own in enumerate(counts):
+      own += np.bincount(pixels[..., channel].ravel(), minlength=256)
+  values, share = np.arange(256.0), counts / counts[0].sum()
+  mean = share @ values
+  return mean, np.sqrt(np.sum(share * np.square(values[None] - mean[:, None]), axis=1))

@@ -22,7 +22,7 @@ import numpy as np
 
 from fflax.data.dataset import DataError, Dataset, Split, check_split, hold_out, make_dataset
 
-_DAMAGE = (
+DAMAGE = (
   *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError),
   *(KeyError, IndexError, OverflowError, MemoryError, RuntimeError, SyntaxError),
 )
@@ -106,7 +106,7 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
       arrays = {}
       for key in sorted((wanted | {"num_classes"}) & set(file.files)):
         arrays[key] = file[key]
-  except _DAMAGE as error:
+  except DAMAGE as error:
     place = f"array {key!r}" if key else "the archive"
     reason = " ".join(str(error).split()) or type(error).__name__
     raise DataError(f"{path}: {place} cannot be read ({reason})") from error

@@ -5,8 +5,9 @@
 | `digits` | scikit-learn's 8x8 digits: real, bundled, needs no download |
 | `synthetic` | teacher-student task with any number of classes, float features |
 | `path/to/set.npz` | one file of arrays, see `fflax.data.npz_source` |
+| `path/to/set.array_record` | a folder that is streamed, see `fflax.data.array_record_source` |
 | `tfds:NAME` | an image set that tensorflow-datasets has prepared, see `fflax.data.tfds_source` |
-| `NAME` | `<data_dir>/NAME.npz` if there is one, else `tfds:NAME` |
+| `NAME` | `<data_dir>/NAME.npz`, else `<data_dir>/NAME.array_record`, else `tfds:NAME` |
 
 `fflax.data.catalog` lists published sets, and where they come from.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fflax.data import npz_source, synthetic, tfds_source
+from fflax.data import array_record_source, npz_source, synthetic, tfds_source
 from fflax.data.catalog import how_to_get
 from fflax.data.dataset import (
   DataError,
@@ -48,7 +49,7 @@ def load(
 
   Args:
     name: see above.
-    data_dir: where `.npz` files and prepared sets lie; None: the default of tensorflow-datasets.
+    data_dir: where sets lie; None: the default of tensorflow-datasets.
     validation: number of examples to hold out of the training split, stratified by class.
     seed: chooses the validation examples; for `synthetic` also the task.
     superclasses: put the classes together to so many (see `superclasses.coarse_labels`); 0: no.
@@ -86,21 +87,23 @@ def _load(
     train, held_out = hold_out(whole.train, validation, seed, name)
     return whole._replace(train=train, validation=held_out)
   split = {"validation": validation, "seed": seed}
-  if name.endswith(".npz"):
-    path = pathlib.Path(name).expanduser()
-    return _call(npz_source.load, name, options, path=path, **split)
+  own = {".npz": npz_source.load, array_record_source.SUFFIX: array_record_source.load}
+  path = pathlib.Path(name).expanduser()
+  if path.suffix in own:
+    return _call(own[path.suffix], name, options, path=path, **split)
   if name.startswith("tfds:"):
     tfds_name = name.removeprefix("tfds:")
     return _call(tfds_source.load, name, options, name=tfds_name, data_dir=data_dir, **split)
   root = tfds_source.default_data_dir() if data_dir is None else pathlib.Path(data_dir).expanduser()
-  path = root / f"{name}.npz"
-  if path.is_file():
-    return _call(npz_source.load, name, options, path=path, **split)
+  for suffix, source in own.items():
+    path = root / f"{name}{suffix}"
+    if path.exists():
+      return _call(source, name, options, path=path, **split)
   if tfds_source.find(name, root) is None:
     hint = how_to_get(name)
     raise DataError(
       f"there is no data set {name!r}: it is neither digits nor synthetic, and {root} holds neither"
-      f" {name}.npz nor a set of that name prepared by tensorflow-datasets"
+      f" {name}.npz, {name}.array_record nor a set of that name prepared by tensorflow-datasets"
       + (f"; {hint}" if hint else "")
     )
   return _call(tfds_source.load, name, options, name=name, data_dir=data_dir, **split)

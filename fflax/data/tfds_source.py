@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from fflax.data.dataset import DataError, Dataset, Split, check_split, hold_out, make_dataset
+from fflax.data.dataset import (
+  DataError,
+  Dataset,
+  Split,
+  check_split,
+  hold_out,
+  make_dataset,
+  reason,
+)
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -113,7 +121,7 @@ class _Reader:
       features = dict(self._builder.info.features or {})
       keys = self._builder.info.supervised_keys
     except Exception as error:  # whatever a damaged description makes the reader raise
-      raise DataError(f"{directory}: cannot be opened ({_reason(error)})") from error
+      raise DataError(f"{directory}: cannot be opened ({reason(error)})") from error
     if not keys or len(keys) != 2:
       keys = ("image", "label")
     self._image_key, self._label_key = str(keys[0]), str(keys[1])
@@ -150,7 +158,7 @@ class _Reader:
           image.append(self._decode(record[self._image_key]))
           label.append(int(record[self._label_key]))
     except Exception as error:  # the record reader raises its own kinds for damaged files
-      raise DataError(f"{where}: cannot be read ({_reason(error)})") from error
+      raise DataError(f"{where}: cannot be read ({reason(error)})") from error
     if not image:
       raise DataError(f"{where}: the split is empty")
     if any(x.shape != image[0].shape for x in image):
@@ -168,9 +176,3 @@ class _Reader:
         image = image.resize(self._size, Image.Resampling.BILINEAR)
       pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def _reason(error: Exception) -> str:
-  """The first line of what may be a page of advice, or the kind of error where it says nothing."""
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return lines[0].rstrip(".") if lines else type(error).__name__

@@ -14,21 +14,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.random import Role, role_key, step_key
+from fflax.training.streaming import Stream
 from fflax.types import Array, Batch, Key, Metrics, Trainer, TrainState
 
 
 class Feed(NamedTuple):
-  """How the batches of a run are made from the arrays on the device; pure functions.
+  """How the batches of a run are made; pure functions.
 
   Attributes:
     indices: `(key, first_step, num_steps) -> [num_steps, B]`, the examples of each step's batch;
       `first_step` may be traced. The key is the same for all steps of a run.
     preprocess: `(key, image [B, ...] as stored) -> [B, ...] float32`, augmentation included; the
       key is the step's own.
+    stream: brings the examples of `indices` where the split is not on the device; None: it is.
   """
 
   indices: Callable[[Key, Array, int], Array]
   preprocess: Callable[[Key, Array], Array]
+  stream: Stream | None = None
 
 
 Chunk = Callable[

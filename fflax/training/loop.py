@@ -23,6 +23,7 @@ from fflax.training import checkpoint
 from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
 from fflax.training.pipeline import Pipeline, make_pipeline
+from fflax.training.streaming import feed_chunk
 from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
 
 
@@ -160,8 +161,8 @@ def train(
   trainer: Trainer,
   feed: Feed,
   state: TrainState,
-  images: Array,
-  labels: Array,
+  images: Any,
+  labels: Any,
   plan: Plan,
   *,
   evaluate: Callable[[TrainState], Mapping[str, Array]] | None = None,
@@ -179,8 +180,8 @@ def train(
     trainer: takes the steps.
     feed: makes the batches.
     state: the fresh state; it is copied, not donated.
-    images: `[N, ...]` as stored (uint8), on the device.
-    labels: `[N]` int32.
+    images: `[N, ...]` as stored (uint8), on the device; not looked at if the feed streams.
+    labels: `[N]` int32; the same.
     plan: when a run does what.
     evaluate: flat name -> scalar of a state; evaluations go into the rows under these names.
     directory: for `metrics.jsonl`, `timing.jsonl`, `tensorboard/` and `checkpoints/`; None writes
@@ -211,11 +212,15 @@ def train(
   if step == plan.num_steps:
     return state
 
-  capacity = min(plan.log_every, plan.num_steps)
+  stream, capacity = feed.stream, min(plan.log_every, plan.num_steps)
+  if stream is not None:
+    capacity, feed = stream.window(capacity), feed._replace(indices=stream.indices)
   if stages:
     scatter, chunk, gather = make_pipeline(trainer, feed, capacity, stages)
   else:
     scatter, chunk, gather = Pipeline(_same, make_chunk(trainer, feed, capacity), _same)
+  if stream is not None:
+    chunk = feed_chunk(chunk, stream, state, capacity)
   held: Any = scatter(state)
   del state  # donated, or in parts now
   broken_parts = jax.jit(

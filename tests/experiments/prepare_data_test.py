@@ -1,5 +1,6 @@
 """The command line of `prepare_data`, and with it what `cli.run` promises to every command."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -173,14 +174,61 @@ def test_packs_a_folder_of_images(tmp_path, capsys):
   got = sources.load("tiny_imagenet", data_dir=tmp_path)
   assert got.train.image[:, 0, 0, 0].tolist() == [2, 1] and got.train.label.tolist() == [0, 1]
   assert got.test.image[:, 3, 3, 0].tolist() == [4, 3]
+  records = tmp_path / "tiny_imagenet.array_record"
+  main(
+    folder=str(tmp_path / "images"),
+    class_list=str(tmp_path / "classes.txt"),
+    image_size=4,
+    array_record=str(records),
+  )
+  assert "2 training and 2 test examples of 2 classes" in capsys.readouterr().out
+  streamed = sources.load(str(records))
+  for part in ("train", "test"):
+    for mine, other in zip(getattr(streamed, part), getattr(got, part), strict=True):
+      np.testing.assert_array_equal(mine, other)
+  assert json.loads((records / "set.json").read_text())["class_names"] == ["b", "a"]
+  goes_with = "--folder goes with --npz=FILE or --array_record, and without --dataset"
   for values, message in (
-    ({"npz": None}, "--folder goes with --npz=FILE, and without --dataset"),
-    ({"dataset": "toy"}, "--folder goes with --npz=FILE, and without --dataset"),
+    ({"npz": None}, goes_with),
+    ({"dataset": "toy"}, goes_with),
+    ({"array_record": "x.array_record"}, "give --npz or --array_record, one at a time"),
+    ({"random": "digits:9"}, goes_with),
+    ({"folder": None, "random": "digits:9"}, "--random goes with --array_record, and without"),
     ({"folder": None, "dataset": "toy", "class_list": "x"}, "--class_list is for --folder"),
     ({"folder": "/nonexistent"}, "there is no folder 'train'"),
   ):
     with pytest.raises(cli.UsageError, match=message):
       main(**({"folder": str(tmp_path), "npz": str(tmp_path / "new.npz")} | values))
+
+
+def test_packs_files_and_noise_as_records(prepared, tmp_path, capsys):
+  root, splits = prepared
+  names = [str(tmp_path / f"{n}.array_record") for n in "abc"]
+  main(dataset="toy", data_dir=str(root), array_record=names[0])
+  main(dataset="toy", data_dir=str(root), npz=str(tmp_path / "a.npz"))
+  main(dataset=str(tmp_path / "a.npz"), array_record=names[1])
+  for name in names[:2]:
+    got = sources.load(name)
+    np.testing.assert_array_equal(got.train.image, splits["train"][0])
+    np.testing.assert_array_equal(got.test.label, splits["test"][1])
+    assert (got.num_classes, got.max_value) == (5, 255)
+  capsys.readouterr()
+  main(random="imagenet100:21", array_record=names[2])
+  assert "19 training and 2 test examples of 100 classes" in capsys.readouterr().out
+  noise = sources.load(names[2]).train
+  assert noise.image.shape == (19, 224, 224, 3)
+  means = noise.image[:].mean((1, 2, 3))
+  assert np.all(np.diff(means) > 0) and means[-1] - means[0] == pytest.approx(23, abs=1)
+  assert not np.array_equal(noise.image[0], sources.load(names[2]).test.image[0])
+  for values, message in (
+    ({"dataset": "toy", "array_record": names[0]}, "exists and is not overwritten"),
+    ({"dataset": "toy", "array_record": "x.records"}, r"the name must end in \.array_record"),
+    ({"random": "imagenet100", "array_record": "x.array_record"}, "as NAME:N, N of 2 or more"),
+    ({"random": "mnist:1", "array_record": "x.array_record"}, "as NAME:N, N of 2 or more"),
+    ({"random": "nist:5", "array_record": "x.array_record"}, "no set 'nist' is known, only digits"),
+  ):
+    with pytest.raises(cli.UsageError, match=message):
+      main(**values)
 
 
 PROGRAM = """
