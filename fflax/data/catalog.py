@@ -40,9 +40,9 @@ KNOWN: Mapping[str, KnownSet] = MappingProxyType(
     "imagenet100": KnownSet(
       (224, 224, 3),
       100,
-      "make records of its folders of images with python -m experiments.prepare_data --folder=FOLDER "
-      "--array_record={name}.array_record --image_size=224 --class_list=FILE (ImageNet, 100 "
-      "classes)",
+      "make records of its folders of images with python -m experiments.prepare_data "
+      "--folder=FOLDER --array_record={name}.array_record --image_size=224 --class_list=FILE "
+      "(ImageNet, 100 classes)",
     ),
     "pathmnist": KnownSet((28, 28, 3), 9, _MEDMNIST),
     "dermamnist": KnownSet((28, 28, 3), 7, _MEDMNIST),

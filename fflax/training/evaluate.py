@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fflax.training.streaming import Batches
+from fflax.training.streaming import Batches, beside
 from fflax.types import Array, Trainer, TrainState
 
 Evaluate = Callable[[TrainState, Array, Array], dict[str, Array]]
@@ -110,8 +110,9 @@ def make_streamed_evaluate(
 
   def evaluate(state: TrainState) -> dict[str, Array]:
     found: list[Any] = []
+    put = beside(state)
     for i, (images, _) in enumerate(read(rows, -(-size // batch_size))):
-      found.append(predict(state, i, jax.device_put(images, state.step.sharding)))
+      found.append(predict(state, i, put(images)))
       if i >= _DEPTH:  # the host must not pile up batches that the device has not come to
         jax.block_until_ready(found[i - _DEPTH])
     readouts, layers = jax.tree.map(lambda *parts: jnp.stack(parts), *found)

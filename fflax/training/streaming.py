@@ -52,6 +52,16 @@ class Stream:
     return place.reshape(num_steps, self.batch_size)
 
 
+def beside(state: TrainState) -> Callable[[Any], Any]:
+  """Sends host arrays to where the state is: its device, or whole to each of its devices.
+
+  A state that is not bound to a device stays unbound beside them: a program is compiled anew for
+  arguments that are.
+  """
+  where = state.step.sharding if state.step.committed else None
+  return lambda arrays: jax.device_put(arrays, where)
+
+
 def feed_chunk(
   chunk: Callable[..., tuple[Any, Any]], stream: Stream, state: TrainState, window: int
 ) -> Callable[..., tuple[Any, Any]]:
@@ -69,7 +79,7 @@ def feed_chunk(
     arrays in the place of images and labels are not looked at.
   """
   batches = stream.open(role_key(state.key, Role.BATCH), int(state.step))
-  where = state.step.sharding
+  put = beside(state)
   under_way: collections.deque[Any] = collections.deque()
 
   def take(num_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +99,7 @@ def feed_chunk(
     found = []
     for first in range(0, num_steps, window):
       steps = min(window, num_steps - first)
-      held, results = chunk(held, *jax.device_put(take(steps), where), steps)
+      held, results = chunk(held, *put(take(steps)), steps)
       found.append(results)
       # The host must not pile up windows that the device has not come to.
       under_way.append(results)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fflax.training import checkpoint, loop, streaming
+from fflax.training.chunk import make_chunk
 from fflax.training.evaluate import make_evaluate, make_streamed_evaluate
 from fflax.training.loop import Diverged, train
 from fflax.training.streaming import Stream
@@ -80,9 +81,14 @@ def test_equals_the_run_in_memory(repo_root):
 
 def test_a_fault_is_of_its_own_step(monkeypatch):
   """Rows of the windows of a chunk stand in the steps' order, and the last one's padding is cut."""
+  chunks = []
   monkeypatch.setattr(streaming, "WINDOW", 3 * BATCH_BYTES)
+  monkeypatch.setattr(
+    loop, "make_chunk", lambda *args: chunks.append(make_chunk(*args)) or chunks[0]
+  )
   with pytest.raises(Diverged, match="in step 12 "):
     run(faults={"nan_loss_at": 12})
+  assert chunks[0]._cache_size() == 1, "a program a window"
 
 
 @pytest.mark.parametrize(
