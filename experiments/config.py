@@ -40,6 +40,7 @@ _SOURCE_OPTIONS = (
 # Options that the first runs did not have; at their defaults they are no part of a run's identity.
 _LATER_METHOD_OPTIONS = {
   "backprop": ("head", "scale", "loss_classes", "normalize_input"),
+  "collaborative": ("answer",),
   "hyperspherical": ("loss_classes", "center_rate"),
 }
 _LATER_NETWORK_OPTIONS = ("norm_groups", "label_maps")

@@ -203,8 +203,11 @@ def layer_scores(
 
 
 def exit_readout(experiment: Experiment) -> Readout | None:
-  """The run's own readout if it reads class scores, else their sum; None if there are none."""
-  if experiment.method.score_views is None:
+  """The run's own readout if it reads class scores, else their sum.
+
+  None if there are none, or if layers hear those above them before they answer.
+  """
+  if experiment.method.score_views is None or experiment.method.heard_scores is not None:
     return None
   chosen = experiment.config
   for readout in (*experiment.readouts[:1], make_readout("score_sum", chosen.readout, 2)):

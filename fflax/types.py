@@ -156,7 +156,8 @@ class Broadcast(NamedTuple):
   """What a layer of a collaborative method hears from the others, without a gradient.
 
   Attributes:
-    goodness: `[L, V, B]`, of all layers on the views of this step, before any update.
+    goodness: `[L, V, B]`, of all layers on the views of this step, before any update; in an answer
+      `[L, B, K]`, the class scores of all layers.
     position: `[]` int32: which of the layers listens.
   """
 
@@ -237,6 +238,9 @@ class Method(NamedTuple):
     end_to_end_view: of a global method, the one training view whose gradient crosses layers.
       Trained readouts read it, and what they read is not detached: their losses count with the
       last layer's. None: all views, and readouts are trained beside the layers.
+    heard_scores: `(stats, Broadcast) -> [B, K]`: what a layer answers when it hears the class
+      scores of all, which all must have; None: its own. With it, no layer's answer is known before
+      the last layer has been run.
     recurrence: None, or how layers settle over time. `views` and `score_views` are then `Between`:
       what stands below the first layer and above the last. The plain view goes up once.
   """
@@ -260,6 +264,7 @@ class Method(NamedTuple):
   temperature: Callable[[PyTree], Array] | None = None
   end_to_end_view: int | None = None
   recurrence: Recurrence | None = None
+  heard_scores: Callable[[PyTree, Broadcast], Array] | None = None
 
 
 class Readout(NamedTuple):

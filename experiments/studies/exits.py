@@ -67,6 +67,10 @@ def check_presets(presets: Mapping[str, config.ExperimentConfig], readout: str) 
     experiment = build(one)
     if experiment.method.score_views is None:
       raise ValueError(f"preset {name!r} cannot stop early: its layers give no class scores")
+    if experiment.method.heard_scores is not None:
+      raise ValueError(
+        f"preset {name!r} cannot stop early: its layers' answers wait for all layers"
+      )
     if experiment.dataset.validation is None:
       raise ValueError(f"preset {name!r} holds out nothing to fit thresholds on: use --validation")
 

@@ -65,6 +65,9 @@ class CollaborativeConfig(ForwardForwardConfig):
       gamma).
     gamma_rate: learning rate of gamma and of learned structures.
     gamma_max: bound of "sgd_clipped" and "oracle".
+    answer: whether layers score the classes by their "own" goodness G_l, as Forward-Forward does,
+      or by the "collaborative" Gc_l. The sum of the latter is NetworkFF's collaborative sum; under
+      "previous" with gamma 1 that of the last layer is the score that training sharpens.
   """
 
   structure: str = "uniform"
@@ -72,6 +75,7 @@ class CollaborativeConfig(ForwardForwardConfig):
   gamma_rule: str = "fixed"
   gamma_rate: float = 0.01
   gamma_max: float = 2.0
+  answer: str = "own"
 
   def check(self) -> None:
     """Raises ValueError with one sentence if a choice is unknown or a number impossible."""
@@ -80,6 +84,8 @@ class CollaborativeConfig(ForwardForwardConfig):
       raise ValueError(f"unknown structure {self.structure!r}; there are {', '.join(STRUCTURES)}")
     if self.gamma_rule not in GAMMA_RULES:
       raise ValueError(f"gamma_rule must be one of {GAMMA_RULES}, not {self.gamma_rule!r}")
+    if self.answer not in ("own", "collaborative"):
+      raise ValueError(f"answer must be 'own' or 'collaborative', not {self.answer!r}")
     if not abs(self.gamma) < float("inf"):
       raise ValueError(f"gamma must be finite, not {self.gamma}")
     for field in ("gamma_rate", "gamma_max"):
@@ -99,9 +105,9 @@ def collaborative(
   Locality: collaborative. A layer hears L - 1 numbers for every view and example; no gradient
   crosses, and gamma and the layer's row of A learn from the layer's own loss only. They are not
   among the parameters: plain SGD at `gamma_rate` moves them, whatever optimiser the layers have.
-  Predictions are Forward-Forward's; the collaborative sum `sum_l Gc_l` ranks the classes as the
-  plain sum does wherever `sum_l gamma_l A_lk` is the same for every k, as with equal gammas under
-  "uniform" and "ones".
+  Predictions are Forward-Forward's unless `answer` is "collaborative"; the collaborative sum
+  `sum_l Gc_l` ranks the classes as the plain sum does wherever `sum_l gamma_l A_lk` is the same for
+  every k, as with equal gammas under "uniform" and "ones".
 
   Deviations: NetworkFF's A and threshold are not public; A is "uniform" here, and the threshold is
   an option as in Forward-Forward. `oracle` solves on the present batch.
@@ -155,6 +161,10 @@ def collaborative(
     gamma = jax.nn.softplus(moved["gamma"]) if positive else moved["gamma"]
     return loss, ({"base": base_stats, "collaboration": moved}, {**metrics, "gamma": gamma})
 
+  def heard_scores(stats: PyTree, heard: Broadcast) -> Array:
+    added = weights(stats["collaboration"], heard)[:, None, None] * heard.goodness  # [L, B, K]
+    return heard.goodness[heard.position] + jnp.sum(added, axis=0)
+
   return base._replace(
     name="collaborative",
     paper="G. Lorberbom et al., AAAI 2024, arXiv 2305.12393; S. Beigzad, 2025, arXiv 2512.17531",
@@ -163,6 +173,7 @@ def collaborative(
     local_loss=local_loss,
     class_scores=lambda params, stats, out: base.class_scores(params, stats["base"], out),
     goodness=lambda params, stats, out: base.goodness(params, stats["base"], out),  # type: ignore
+    heard_scores=heard_scores if config.answer == "collaborative" else None,
   )
 
 

@@ -9,7 +9,7 @@ from jax import lax
 from fflax.random import Role, layer_key
 from fflax.training.layer_step import Run, apply_views, damp, hand_on_views, load_params
 from fflax.training.sweeps import eval_sweep
-from fflax.types import Array, Between, Key, LayerOut, LayerState, PyTree, Shown
+from fflax.types import Array, Between, Broadcast, Key, LayerOut, LayerState, PyTree, Shown
 
 Outs = tuple[LayerOut, ...]
 Read = Callable[[PyTree, PyTree, LayerOut], Array | None]
@@ -22,7 +22,12 @@ def layer_scores(
   """The class scores `[B, K]` of every layer on the score views; None where a layer has none."""
   if run.method.score_views is None:
     return (None,) * len(states)
-  return read_layers(run, states, run.method.score_views(image), run.method.class_scores, key)
+  found = read_layers(run, states, run.method.score_views(image), run.method.class_scores, key)
+  if run.method.heard_scores is None:
+    return found
+  every = jnp.stack([scores for scores in found if scores is not None])
+  heard = run.method.heard_scores
+  return tuple(heard(s.stats["method"], Broadcast(every, i)) for i, s in enumerate(states))
 
 
 def read_layers(

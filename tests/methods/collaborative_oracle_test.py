@@ -220,6 +220,29 @@ def test_a_positive_gamma_moves_by_its_root(gamma):
   np.testing.assert_allclose(after["softplus"], after["sgd"] / (1 + np.exp(-root)), rtol=2e-2)
 
 
+def test_collaborative_answers_are_the_layers_own_ones_added_up():
+  """Of one state, whose layers have learned whom to hear; no answer changes what is learned."""
+  options = {**FF, "structure": "learned_softmax", "gamma_rule": "sgd", "gamma_rate": 0.3}
+  trainers, states = [], []
+  for answer in ("own", "collaborative"):
+    config = CollaborativeConfig(**options, answer=answer)
+    trainer, state, _ = run(collaborative(config, tiny.CLASSES))
+    trainers.append(trainer)
+    states.append(bits(state.layers))
+  assert states[0] == states[1]
+  image = tiny.make_batch(5).image
+  own, heard = (tiny.jit(t.answer)(state, image) for t in trainers)
+  scores = np.stack(own.layers).astype(np.float64)  # [L, B, K]
+  held = [s.stats["method"]["collaboration"] for s in trainer.layer_states(state)]
+  rows = np.exp(np.array([h["row"] for h in held], np.float64)) * (1 - np.eye(len(held)))
+  gamma = np.array([h["gamma"] for h in held], np.float64)
+  assert len(set(gamma.tolist())) == len(gamma) and len(set(rows[0].tolist())) == len(gamma)
+  weights = gamma[:, None] * rows / rows.sum(axis=1, keepdims=True)
+  want = scores + np.einsum("lk,kbc->lbc", weights, scores)
+  np.testing.assert_allclose(np.stack(heard.layers), want, rtol=1e-5)
+  np.testing.assert_allclose(heard.readouts["score_sum"], want.sum(axis=0), rtol=1e-5)
+
+
 def test_a_lonely_layer_is_refused():
   out, _ = layer()
   method = collaborative(CollaborativeConfig(**FF), tiny.CLASSES)
@@ -257,6 +280,7 @@ def test_layers_hear_of_layers_that_do_not_learn(schedule):
     ({"gamma_rule": "adam"}, "adam"),
     ({"gamma": float("inf")}, "gamma must be finite"),
     ({"gamma_rate": 0.0}, "gamma_rate"),
+    ({"answer": "sum"}, "answer must be 'own' or 'collaborative', not 'sum'"),
     ({"gamma": 0.0, "gamma_rule": "softplus"}, "positive gamma"),
     ({"gamma_rule": "oracle", "loss": "swish"}, "convex"),
     ({"goodness": "max"}, "goodness"),
