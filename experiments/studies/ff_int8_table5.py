@@ -4,8 +4,8 @@
     [--epochs=N]
 
 Trains what the network's grid (`experiments.studies.grid`) trains, in the same folders, so that
-finished runs are not trained again. Writes experiments/results/ff_int8_table5_<network>.json and
-.md; `--epochs` shortens all runs, and the study's name says so.
+finished runs are not trained again. Writes experiments/results/ff_int8_table5_<network>.json,
+.md and .png; `--epochs` shortens all runs, and the study's name says so.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from experiments.console import console
 from experiments.studies.comparison import configurations
 from experiments.studies.grids import GRIDS
 from experiments.studies.points import run_point
-from experiments.studies.table5 import NETWORKS, rows_of, table
+from experiments.studies.table5 import NETWORKS, draw, rows_of, table
 
 _NETWORK = flags.DEFINE_enum("network", "MLP", list(NETWORKS), "which row of the table")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds")
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     rows += rows_of(_NETWORK.value, label, point, folder, seeds, command)
     path = results.write_study(study, rows)
     path.with_suffix(".md").write_text(table(grid.title, rows))
+    draw(grid.title, rows, path.with_suffix(".png"))
     console.print(f"{label:40s} {rows[-4]['mean']} %", markup=False)
   console.print(f"results   {path}")
   return 0

@@ -5,12 +5,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import matplotlib
+
 from experiments import results
 from experiments.card import find_task, step_memory, traced_trainer, training_cost
 from experiments.config import ExperimentConfig
 from experiments.studies.points import Point, run_folder
 from fflax.analysis.energy import MEMORIES, energy
 from fflax.training.metrics import read_rows
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 NETWORKS = {
   "MLP": "ffint8_mnist",
@@ -153,10 +158,7 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     "| ours (published) | accuracy % | seconds | joules, modelled | MB | diverged | locality |",
     "|---|---|---|---|---|---|---|",
   ]
-  points: dict[str, dict[str, Mapping[str, Any]]] = {}
-  for r in rows:
-    points.setdefault(r["preset"], {})[r["metric"]] = r
-  for label, found in points.items():
+  for label, found in _by_point(rows).items():
     cells = []
     for metric in _COLUMNS.values():
       r = found[metric]
@@ -166,3 +168,40 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     one = found["train_seconds"]
     lines.append(f"| {label} | {' | '.join(cells)} | {len(one['diverged'])} | {one['locality']} |")
   return "\n".join([*lines, "", NOTE, ""])
+
+
+def draw(title: str, rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+  """Accuracy in percent; all else as a multiple of float32 backprop's, ours and published."""
+  points = _by_point(rows)
+  places = {label: len(points) - 1 - i for i, label in enumerate(points)}
+  figure, panels = plt.subplots(1, 4, figsize=(12, 1.2 + 0.3 * len(points)), sharey=True)
+  for axes, metric in zip(panels, _COLUMNS.values(), strict=True):
+    own = {label: found[metric] for label, found in points.items() if found[metric]["values"]}
+    unit = own.get(_LABELS[0], {"mean": None, "published": None})
+    absolute = metric == _COLUMNS["accuracy_percent"]
+    for kind, marker in (("mean", "o"), ("published", "D")):
+      one = 1.0 if absolute else unit[kind]
+      told = {places[n]: r[kind] / one for n, r in own.items() if one and r[kind] is not None}
+      axes.plot(
+        told.values(), told.keys(), marker, mfc=None if kind == "mean" else "none", ms=5,
+        color="C0" if kind == "mean" else "gray", label="ours" if kind == "mean" else "published",
+      )  # fmt: skip
+    axes.set_xlabel(metric.replace("_", " ") + ("" if absolute else ",\nof float32 backprop's"))
+    if not absolute:
+      axes.axvline(1.0, color="gray", lw=0.5)
+      axes.set_xlim(0, None)
+    axes.grid(axis="x", alpha=0.3)
+  panels[0].set_yticks(list(places.values()), places.keys())
+  panels[0].legend(frameon=False, fontsize=8)
+  figure.suptitle(title)
+  figure.tight_layout()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def _by_point(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+  """Label -> metric -> row."""
+  points: dict[str, dict[str, Mapping[str, Any]]] = {}
+  for r in rows:
+    points.setdefault(r["preset"], {})[r["metric"]] = r
+  return points
