@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from experiments import streams
+from experiments import distributed, streams
 from experiments.config import ExperimentConfig
 from fflax.core.locality import agrees, locality_matrix
 from fflax.core.numerics import GRADIENT_STATE, Numerics
@@ -126,8 +126,12 @@ def _check_pipeline(num_stages: int, parts: Mapping[str, Any]) -> None:
 
 
 def _mesh(config: ExperimentConfig) -> Mesh | None:
-  """The devices that share each batch; None where there is one, and in a pipeline."""
-  if config.mesh == MeshConfig():
+  """The devices that share each batch; None where there is one, and in a pipeline.
+
+  Several processes must all have a share.
+  """
+  distributed.check_joined(config.distributed)
+  if config.mesh == MeshConfig() and jax.process_count() == 1:
     return None
   mesh, size = make_mesh(**dataclasses.asdict(config.mesh)), config.data.batch_size
   if mesh.shape["layer"] > 1:

@@ -5,6 +5,7 @@ import errno
 import pathlib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -89,14 +90,20 @@ def run(
   def guarded_main(args: list[str]) -> Any:
     try:
       return main(args)
-    except UsageError as error:
-      _refuse(error)
-    except Stopped as error:
-      _say(error)
-      return EXIT_STOPPED
+    except (UsageError, Stopped) as error:
+      return report(error)
 
   logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes; --verbosity=0 shows it
   app.run(guarded_main, argv=given[:1] + missing + given[1:], flags_parser=_parse)
+
+
+def report(error: Exception) -> int:
+  """Says why a command ends: one sentence, or the traceback of a fault; returns its exit code."""
+  if isinstance(error, UsageError | Stopped):
+    _say(error)
+    return EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED
+  traceback.print_exception(error)
+  return EXIT_STOPPED
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from experiments import config, console, figures, workdir
 from experiments.assembly import Experiment
 from experiments.running import final_accuracies
 from fflax.random import Role, role_key
+from fflax.training import processes
 from fflax.training.metrics import read_rows
 from fflax.types import Batch, TrainState
 
@@ -28,8 +29,6 @@ def draw_figures(experiment: Experiment, state: TrainState, folder: pathlib.Path
   The run is over and its numbers are written: a picture that fails must not end it in a traceback.
   """
   names = experiment.trainer.layer_names
-  target = folder / "figures"
-  target.mkdir(exist_ok=True)
   drawings: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
     "curves": lambda path: figures.training_curves(read_rows(folder / "metrics.jsonl"), names, path)
   }
@@ -45,6 +44,10 @@ def draw_figures(experiment: Experiment, state: TrainState, folder: pathlib.Path
   kernel, shape = first_kernel(experiment, state), experiment.dataset.train.image.shape[1:]
   if kernel is not None and len(shape) == 3:
     drawings["features"] = lambda path: figures.first_layer_features(kernel, shape, path)
+  if not processes.is_first():  # but they have helped with the numbers
+    return []
+  target = folder / "figures"
+  target.mkdir(exist_ok=True)
   lines = []
   for name, draw in drawings.items():
     try:
@@ -73,6 +76,7 @@ def close_run(
     "device": workdir.device(),
     "fingerprint": config.fingerprint(experiment.config),
   }
-  workdir.write_json(folder / "summary.json", summary)
+  if processes.is_first():
+    workdir.write_json(folder / "summary.json", summary)
   for line in draw_figures(experiment, state, folder):
     console.console.print(line)

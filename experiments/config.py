@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import kinds
+from experiments.distributed import DistributedConfig, arguments
 from fflax.core.int8_config import Int8Config
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.readouts import READOUTS, ReadoutConfig
@@ -117,6 +118,7 @@ class ExperimentConfig:
       needs activation "pbits".
     eval_batch_size: examples at a time in evaluation (times K views under candidate labels).
     mesh: the devices that share each batch, or the layers; no part of a run's identity.
+    distributed: the processes that have these devices; no part of a run's identity.
   """
 
   seed: int = 0
@@ -146,6 +148,7 @@ class ExperimentConfig:
   eval_samples: int = 0
   eval_batch_size: int = 500
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  distributed: DistributedConfig = dataclasses.field(default_factory=DistributedConfig)
 
   def __post_init__(self) -> None:
     """Fills in the defaults of every registered method and network, and checks names and ranges.
@@ -182,6 +185,7 @@ class ExperimentConfig:
       raise ValueError("batch sizes must be at least 1")
     if not 0 <= self.seed < 2**32:
       raise ValueError(f"seed must be in [0, 2**32), not {self.seed}")
+    arguments(self.distributed)
 
 
 def _known(what: str, names: Any, registry: Mapping[str, Any]) -> None:
@@ -250,6 +254,7 @@ def from_mapping(values: Mapping[str, Any]) -> ExperimentConfig:
     "optimizer": OptimizerConfig,
     "readout_optimizer": OptimizerConfig,
     "mesh": MeshConfig,
+    "distributed": DistributedConfig,
   }
   for name, cls in nested.items():
     if name in values:
@@ -288,7 +293,7 @@ def fingerprint(config: ExperimentConfig) -> str:
   release that adds one still resumes old runs.
   """
   values = as_dict(config)
-  del values["mesh"]
+  del values["mesh"], values["distributed"]
   values["methods"] = values["methods"][config.method]
   values["networks"] = values["networks"][config.network]
   options, defaults = config.methods[config.method], METHODS[config.method].config()

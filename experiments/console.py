@@ -45,7 +45,9 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
   axes = {name: size for name, size in dataclasses.asdict(config.mesh).items() if size > 1}
   if axes:
     shared = ", ".join(f"{name} {size}" for name, size in axes.items())
-    console.print(f"mesh      {shared}: {math.prod(axes.values())} devices")
+    number = jax.process_count()
+    of = f" of {number} processes" if number > 1 else ""
+    console.print(f"mesh      {shared}: {math.prod(axes.values())} devices{of}")
   console.print(
     f"run       {config.method} x {config.network} x {config.numerics} x {config.schedule} x "
     f"{config.readouts[0]}, seed {config.seed}"

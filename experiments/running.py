@@ -1,14 +1,15 @@
 """Drives a run in its folder: trains, goes on after a cut, and evaluates at the end."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
 from experiments import cli, config, console, workdir
 from experiments.assembly import Experiment, build
 from experiments.staging import choose_stages
-from fflax.training import checkpoint
+from fflax.training import checkpoint, processes
 from fflax.training.loop import Diverged, Interrupted, train
 from fflax.training.metrics import MetricsError
 from fflax.types import TrainState
@@ -36,8 +37,7 @@ def run_in(
   layer = experiment.config.mesh.layer
   stages = choose_stages(experiment, layer) if layer > 1 else ()
   try:
-    with cli.working(folder), workdir.held(folder, experiment.config):
-      workdir.open_run(folder, experiment.config)
+    with cli.working(folder), _opened(folder, experiment.config):
       first_step = checkpoint.latest_step(folder / "checkpoints") or 0
       with console.Bar(experiment, first_step) as bar:
         state = train(
@@ -60,6 +60,24 @@ def run_in(
     raise cli.UsageError(str(error)) from error
   except (Diverged, Interrupted) as stop:
     raise cli.Stopped(str(stop)) from stop
+
+
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path, own: config.ExperimentConfig) -> Iterator[None]:
+  """Keeps the folder for this run; of several processes the first does it for all."""
+  if processes.is_first():
+    with workdir.held(folder, own):
+      workdir.open_run(folder, own)
+      processes.wait_for_all("the run is open")
+      yield
+    return
+  processes.wait_for_all("the run is open")
+  if not (folder / "config.json").exists():
+    raise workdir.InUse(
+      f"process {jax.process_index()} does not see the run in {folder}: several processes need a "
+      "folder that all of them share"
+    )
+  yield
 
 
 def restored(experiment: Experiment, folder: pathlib.Path, step: int | None = None) -> TrainState:

@@ -22,7 +22,16 @@ from absl import flags
 from ml_collections import config_flags
 from rich.table import Table
 
-from experiments import cli, config, results, sweep_pages, sweep_search, sweeps, workdir
+from experiments import (
+  cli,
+  config,
+  distributed,
+  results,
+  sweep_pages,
+  sweep_search,
+  sweeps,
+  workdir,
+)
 from experiments.console import console, counting
 from experiments.sweep_axes import Point, grid, label, make_axes, preset_axes
 from experiments.sweep_points import Rows
@@ -57,6 +66,7 @@ def main(argv: list[str]) -> int:
       raise ValueError(f"--study needs a name of letters, digits and _, not {_STUDY.value!r}")
     if _SEARCH.value < 0 or (_SEARCH.value and _SLICE.value):
       raise ValueError("--search takes a number of trials and no --slice: its workers share trials")
+    distributed.check_joined(base.distributed)
     if base.mesh != MeshConfig():
       raise ValueError("a sweep spreads its points over all devices by itself: leave mesh at 1")
     if _JOBS.value > 1 and jax.default_backend() != "cpu":

@@ -4,16 +4,17 @@ Both flags have defaults; `--config.x.y=value` overrides a field. The same comma
 run that was cut, or re-evaluates a finished one. Bad input ends in one sentence and exit code 2.
 """
 
+import hashlib
 import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli, config, console, workdir
+from experiments import cli, config, console, distributed, workdir
 from experiments.assembly import build, prove_locality
 from experiments.closing import close_run
 from experiments.running import run_in
-from fflax.training import checkpoint
+from fflax.training import checkpoint, processes
 
 _DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -35,6 +36,17 @@ def main(argv: list[str]) -> int:
   del argv
   with cli.checking():
     chosen = config.from_mapping(_CONFIG.value.to_dict())
+  with distributed.joined(chosen.distributed):
+    return run(chosen)
+
+
+def run(chosen: config.ExperimentConfig) -> int:
+  """The run, in this process and those that it has joined."""
+  console.console.quiet = not processes.is_first()
+  with cli.checking():
+    mark = hashlib.sha256(f"{config.fingerprint(chosen)} {chosen.mesh}".encode()).hexdigest()
+    if len(set(processes.texts_of_all(mark))) > 1:
+      raise ValueError("the processes have different configurations: give all of them the same")
     folder = pathlib.Path(_WORKDIR.value).expanduser() if _WORKDIR.value else default_workdir()
     workdir.claim(folder, chosen)
     experiment = build(chosen)

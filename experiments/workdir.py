@@ -26,6 +26,7 @@ except ImportError:  # not a POSIX system: no locks
 
 from experiments import config as config_lib
 from experiments.config import ExperimentConfig
+from experiments.distributed import DistributedConfig
 
 _LOCK = ".lock"
 _LONGEST_MARK = 60  # characters; file systems allow 255 for a name
@@ -46,7 +47,7 @@ def default_name(stem: str, overrides: Mapping[str, Any]) -> str:
     stem: name of the configuration file.
     overrides: dotted field -> value.
   """
-  no_part = ("data.data_dir", "mesh.")
+  no_part = ("data.data_dir", "mesh.", "distributed.")
   counted = {k: v for k, v in overrides.items() if not k.startswith(no_part)}
   mark = "".join(f",{k}={v}" for k, v in sorted(counted.items()))
   if len(mark) > _LONGEST_MARK:
@@ -77,7 +78,8 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
     return
   old = read_config(path)
   if config_lib.fingerprint(old) != config_lib.fingerprint(config):
-    old = dataclasses.replace(old, mesh=config.mesh)  # which may differ
+    # Which may differ.
+    old = dataclasses.replace(old, mesh=config.mesh, distributed=config.distributed)
     changed = config_lib.differences(config_lib.as_dict(old), config_lib.as_dict(config))
     raise ValueError(
       f"workdir {path} belongs to a run with another configuration (it differs in "
@@ -138,10 +140,12 @@ def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
   """Makes the folder and writes who it belongs to; a resumed run keeps its first files.
 
   The configuration comes first: a folder that holds anything else alone is taken for a stranger's.
+  It goes without the processes that train.
   """
   path.mkdir(parents=True, exist_ok=True)
   if not (path / "config.json").exists():
-    write_json(path / "config.json", config_lib.as_dict(config))
+    anywhere = dataclasses.replace(config, distributed=DistributedConfig())
+    write_json(path / "config.json", config_lib.as_dict(anywhere))
   if not (path / "versions.json").exists():
     write_json(path / "versions.json", {"fflax_commit": commit(), **versions()})
 

@@ -5,6 +5,9 @@ what a run needs beside it. A checkpoint is a folder `<step>/` that holds orbax'
 and a `manifest.json` with the run's fingerprint, the name, shape and dtype of every array, and the
 SHA-256 of every file. The folder gets its name by one rename when it is complete and on disk, so a
 kill leaves the checkpoint or nothing; one changed bit in any file is noticed before orbax reads it.
+
+Several processes (`jax.distributed`) write and read one checkpoint together, in a folder that all
+of them see: each lets orbax write its part of the arrays, the first one does the rest.
 """
 
 import hashlib
@@ -20,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fflax.training import processes
+from fflax.training.sharding import put
 from fflax.types import PyTree
 
 try:
@@ -62,7 +67,7 @@ def save(
   Args:
     directory: made if it is missing; what a killed save left there is removed.
     step: number of steps that `state` has taken.
-    state: pytree of arrays of any dtype, typed keys included.
+    state: pytree of arrays of any dtype, typed keys included; the same in all processes.
     fingerprint: identifies the run (its configuration); `restore` compares it.
     keep: how many checkpoints stay.
 
@@ -80,16 +85,26 @@ def save(
   target = path(directory, step)
   if target.exists():
     raise CheckpointError(f"{target} exists already and is not overwritten")
-  directory.mkdir(parents=True, exist_ok=True)
-  for leftover in directory.glob(f"{_LEFTOVER}*"):
-    shutil.rmtree(leftover)
-
   unfinished = directory / f"{_LEFTOVER}{target.name}"
-  unfinished.mkdir()
+  if processes.is_first():
+    directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(f"{_LEFTOVER}*"):
+      shutil.rmtree(leftover)
+    unfinished.mkdir()
+  processes.wait_for_all(f"checkpoint {step} begins")
   # Arrays without elements have no bytes, and orbax refuses them; the manifest still names them.
   arrays = {name: _to_numpy(leaf) for name, leaf in _named_leaves(state).items() if leaf.size}
   if arrays:
     _write(unfinished / "state", arrays)
+  if processes.is_first():
+    _complete(unfinished, target, step, state, fingerprint)
+    _remove_old(directory, keep)
+  processes.wait_for_all(f"checkpoint {step} is whole")
+  return target
+
+
+def _complete(unfinished: Path, target: Path, step: int, state: PyTree, fingerprint: str) -> None:
+  """Adds the manifest and gives the folder its name."""
   body = {
     "format": _FORMAT,
     "step": step,
@@ -102,14 +117,15 @@ def save(
   )
   _sync(unfinished)
   unfinished.rename(target)
-  _sync_one(directory)
+  _sync_one(target.parent)
 
+
+def _remove_old(directory: Path, keep: int) -> None:
   for old in steps(directory)[:-keep]:
     # Renamed first, so that a kill in the middle does not leave half a checkpoint under its name.
     doomed = directory / f"{_LEFTOVER}old-{old}"
     path(directory, old).rename(doomed)
     shutil.rmtree(doomed)
-  return target
 
 
 def restore(
@@ -159,7 +175,9 @@ def restore(
         f"the checkpoint {folder} is damaged: {name} is not what was written{hint}"
       )
   try:
-    arrays = ocp.load(folder / "state") if body["files"] else {}
+    # Asked for as host arrays, for the devices of whoever saved it need not be here.
+    host = {n: _empty(leaf) for n, leaf in _named_leaves(like).items() if leaf.size}
+    arrays = ocp.load(folder / "state", host) if host else {}
   except Exception as error:  # orbax raises a dozen types
     raise CheckpointError(f"the checkpoint {folder} cannot be read: {error}{hint}") from error
   leaves = [
@@ -178,7 +196,7 @@ def _write(folder: Path, arrays: dict[str, np.ndarray]) -> None:
   log = logging.getLogger("absl")
   log.addFilter(quiet)
   try:
-    ocp.save(folder, arrays)
+    ocp.save(folder, arrays if jax.process_count() == 1 else processes.spread(arrays))
   except Exception as error:
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number is None:
@@ -213,6 +231,12 @@ def _to_numpy(leaf: Any) -> np.ndarray:
   return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
+def _empty(leaf: Any) -> np.ndarray:
+  """What `_to_numpy` gives, without a value; `leaf` may be abstract."""
+  data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+  return np.empty(data.shape, data.dtype)
+
+
 def _from_numpy(array: np.ndarray | None, like: Any) -> jax.Array:
   """An array of its own on the device (never an alias of host memory: it may be donated)."""
   if _is_key(like):
@@ -221,7 +245,7 @@ def _from_numpy(array: np.ndarray | None, like: Any) -> jax.Array:
   else:
     restored = jnp.array(np.zeros(like.shape, like.dtype) if array is None else array)
   sharding = getattr(like, "sharding", None)
-  return restored if sharding is None else jax.device_put(restored, sharding)
+  return restored if sharding is None else put(restored, sharding)
 
 
 def _difference(found: dict, expected: dict) -> str:

@@ -3,7 +3,8 @@
 The device works through chunks of steps (`fflax.training.chunk`); the host reads the metrics of one
 chunk while the next one runs, evaluates, saves checkpoints, and stops a run that diverges. Rows of
 metrics are on disk before the checkpoint that relies on them, and a resumed run drops the rows
-after its checkpoint, so a kill at any moment costs time and nothing else.
+after its checkpoint, so a kill at any moment costs time and nothing else. Where several processes
+train together, all of them run this loop, and the first one alone writes rows.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fflax.training import checkpoint
+from fflax.training import checkpoint, processes
 from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
 from fflax.training.pipeline import Pipeline, make_pipeline
@@ -180,14 +181,15 @@ def train(
     trainer: takes the steps.
     feed: makes the batches.
     state: the fresh state; it is copied, not donated.
-    images: `[N, ...]` as stored (uint8), on the device; not looked at if the feed streams.
+    images: `[N, ...]` as stored (uint8), on the device (of several processes: in each); not looked
+      at if the feed streams.
     labels: `[N]` int32; the same.
     plan: when a run does what.
     evaluate: flat name -> scalar of a state; evaluations go into the rows under these names.
     directory: for `metrics.jsonl`, `timing.jsonl`, `tensorboard/` and `checkpoints/`; None writes
-      nothing.
+      nothing. Several processes must all see it.
     fingerprint: identifies the run's configuration; checkpoints of another one are refused.
-    on_row: is told every row, for a progress bar.
+    on_row: is told every row, for a progress bar; in the first process.
     stages: of a pipeline, how many layers each of the first devices has; (): all are on one.
 
   Raises:
@@ -226,7 +228,9 @@ def train(
   broken_parts = jax.jit(
     lambda s: [is_broken(x.params) for x in (*trainer.layer_states(s), *s.readouts)]
   )
-  writer = None if directory is None else MetricsWriter(directory, resume_step=step)
+  writer = None
+  if directory is not None and processes.is_first():
+    writer = MetricsWriter(directory, resume_step=step)
   clock = time.perf_counter()
   pending: _Pending | None = None
 
@@ -248,7 +252,7 @@ def train(
     if writer is not None:
       writer.write(row, now - clock)
     clock = now
-    if on_row is not None:
+    if on_row is not None and processes.is_first():
       on_row(row)
 
   try:
@@ -262,7 +266,7 @@ def train(
         if evaluate is not None and plan.is_due(stop, plan.eval_every):
           evaluation = evaluate(gather(held))
         pending, step = _Pending(step, stop, results, evaluation), stop
-        interrupted = signals.name
+        interrupted = max(processes.texts_of_all(signals.name))
         if not interrupted and not plan.is_due(step, plan.checkpoint_every):
           continue
         finish(pending)
@@ -273,8 +277,9 @@ def train(
           part = [*names, *("a readout" for _ in whole.readouts)][broken[0]]
           raise Diverged("a parameter", step - 1, part, good())
         saved = None
-        if folder is not None and writer is not None:
-          writer.sync()
+        if folder is not None:
+          if writer is not None:
+            writer.sync()
           saved = checkpoint.save(folder, step, whole, fingerprint=fingerprint, keep=plan.keep)
         if interrupted:
           raise Interrupted(interrupted, step, saved)

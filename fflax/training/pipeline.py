@@ -7,6 +7,9 @@ tested on CPU devices). The host only
 dispatches the stages' programs, batch by batch; what must wait for what, the runtime finds from the
 arrays, so that stages overlap by themselves, across chunks too.
 
+The devices may be those of several processes: each runs the stages that are on its own devices, and
+messages go from one to the other (`fflax.training.links`).
+
 Paper: what devices gain is sum(t) / max(t) of the stages' times t at best; see
 `fflax.analysis.pipeline_schedule`. Layers on nodes of their own: E. Aktemur et al., "Going
 Forward-Forward in Distributed Deep Learning", arXiv 2404.08573.
@@ -16,6 +19,7 @@ layers follow by one batch, as if they had learned on one device.
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,14 +28,17 @@ import jax.numpy as jnp
 
 from fflax.random import Role, role_key
 from fflax.training.chunk import Feed, failures, gather_batch
+from fflax.training.links import Link, make_link
+from fflax.training.sharding import equal_share
 from fflax.training.stages import Message, Stages
-from fflax.types import Array, Metrics, Trainer, TrainState
+from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
 
 _DEPTH = 2
 """Batches under way for each stage; enough that no stage waits for the host."""
 
 Parts = Any
-"""The state of a run in a pipeline: a `TrainState` of each stage, on its device."""
+"""The state of a run in a pipeline: a `TrainState` of each stage, on its device; None for those of
+other processes."""
 
 
 class Pipeline(NamedTuple):
@@ -41,7 +48,7 @@ class Pipeline(NamedTuple):
     scatter: `(state) -> parts`; copies.
     chunk: `(parts, images, labels, num_steps) -> (parts, (metrics, failed))`: as a `Chunk` of
       `fflax.training.chunk`, on parts, which are donated; it does not wait for its end.
-    gather: `(parts) -> state`, all of it on the first device.
+    gather: `(parts) -> state`, all of it on this process's first device.
   """
 
   scatter: Callable[[TrainState], Parts]
@@ -63,7 +70,8 @@ def make_pipeline(
     feed: makes the batches, on the first device.
     capacity: the most steps of one chunk.
     sizes: how many layers each stage has, from the input up.
-    devices: one for each stage, which may recur; None: the first ones there are.
+    devices: one for each stage, which may recur; None: the first ones of each process, equally
+      many.
 
   Raises:
     ValueError: the run cannot be pipelined, or there are too few devices; one sentence.
@@ -71,9 +79,15 @@ def make_pipeline(
   if trainer.stages is None:
     raise ValueError("a trainer that shares each batch over devices has no stages: use one of them")
   stages: Stages = trainer.stages(sizes)
-  found = list(jax.devices()[: len(sizes)] if devices is None else devices)
+  if devices is None:
+    devices = equal_share(jax.devices(), len(sizes), f"a pipeline of {len(sizes)} stages")
+  found = list(devices)
   if len(found) != len(sizes):
     raise ValueError(f"a pipeline of {len(sizes)} stages needs as many devices, not {len(found)}")
+  homes: dict[int, jax.Device] = {}
+  for device in found:
+    homes.setdefault(device.process_index, device)
+  here = jax.process_index()
 
   def work(
     stage: int, part: TrainState, rows: Metrics, message: Message, i: Array
@@ -98,26 +112,42 @@ def make_pipeline(
   def indices_of(part: TrainState) -> Array:
     return feed.indices(role_key(part.key, Role.BATCH), part.step, capacity)
 
-  def fresh_rows(parts: Parts, data: tuple[Array, Array, Array]) -> list[Metrics]:
-    """Room for the metrics of a chunk, on each stage's device."""
+  def one_batch(parts: Parts, data: tuple[Array, Array, Array]) -> tuple[list, list]:
+    """What comes out of each stage, for its shapes: messages, and rows for a chunk."""
+    images, labels, indices = data
+    message = stages.enter(parts[0], gather_batch(feed, parts[0], images, labels, indices[0]))
+    messages, rows = [], []
+    for step, part in zip(stages.steps, parts, strict=True):
+      _, message, metrics = step(part, message)
+      messages.append(message)
+      rows.append({n: jnp.zeros((capacity, *x.shape), x.dtype) for n, x in metrics.items()})
+    return messages, rows
 
-    def one_batch(parts: Parts, data: tuple[Array, Array, Array]) -> list[Metrics]:
-      images, labels, indices = data
-      message = stages.enter(parts[0], gather_batch(feed, parts[0], images, labels, indices[0]))
-      each = []
-      for step, part in zip(stages.steps, parts, strict=True):
-        _, message, metrics = step(part, message)
-        each.append(metrics)
-      return each
-
-    if not shapes:  # of the metrics; the same for all chunks
-      shapes.extend(jax.eval_shape(one_batch, parts, data))
+  @functools.cache
+  def links_of(what: str) -> list[dict[int, Link]]:
+    """Of each stage: process -> link to its first device, for "parts" or "rows"."""
     return [
-      {n: jnp.zeros((capacity, *s.shape), s.dtype, device=d) for n, s in own.items()}
-      for own, d in zip(shapes, found, strict=True)
+      {process: make_link(device, home, own) for process, home in homes.items()}
+      for device, own in zip(found, shapes[what], strict=True)
     ]
 
-  shapes: list[dict[str, jax.ShapeDtypeStruct]] = []
+  def to_all(trees: Sequence[PyTree], what: str) -> list[PyTree]:
+    """All stages' trees on the first device of every process."""
+    arrived = []
+    for tree, links in zip(trees, links_of(what), strict=True):
+      deliveries = {process: link(tree) for process, link in links.items()}
+      arrived.append(deliveries[here].tree)
+    return arrived
+
+  @functools.cache
+  def links_up() -> list[Link]:
+    """From each stage to the next one."""
+    return [
+      make_link(*ends, message, may_alias=True)
+      for ends, message in zip(itertools.pairwise(found), shapes["messages"], strict=False)
+    ]
+
+  shapes: dict[str, list] = {}
 
   @jax.jit
   def whole_rows(parts: Sequence[Metrics]) -> tuple[Metrics, Metrics]:
@@ -131,28 +161,44 @@ def make_pipeline(
     return whole, failures(whole)
 
   def scatter(state: TrainState) -> Parts:
+    shapes["parts"] = list(jax.eval_shape(stages.split, state))
     parts = zip(stages.split(state), found, strict=True)
-    return tuple(jax.device_put(part, device, may_alias=False) for part, device in parts)
+    return tuple(
+      jax.device_put(part, device, may_alias=False) if device.process_index == here else None
+      for part, device in parts
+    )
 
   def gather(parts: Parts) -> TrainState:
-    return stages.join(jax.device_put(parts, found[0], may_alias=False))
+    return stages.join(to_all(parts, "parts"))
 
   def chunk(
     parts: Parts, images: Array, labels: Array, num_steps: int
   ) -> tuple[Parts, tuple[Metrics, Metrics]]:
-    data = (images, labels, indices_of(parts[0]))
-    now, rows = list(parts), fresh_rows(parts, data)
+    now = list(parts)
+    data = (images, labels, indices_of(next(part for part in now if part is not None)))
+    if "rows" not in shapes:  # the same for all chunks
+      shapes["messages"], shapes["rows"] = jax.eval_shape(one_batch, shapes["parts"], data)
+    rows = [
+      {n: jnp.zeros(s.shape, s.dtype, device=d) for n, s in own.items()}
+      if part is not None
+      else None
+      for own, part, d in zip(shapes["rows"], now, found, strict=True)
+    ]
     under_way: collections.deque[Array] = collections.deque()
     for i in range(num_steps):
-      message: Message | tuple = data
-      for s, device in enumerate(found):
+      message: Any = data
+      done = None
+      for s in range(len(found)):
         if s:
-          message = jax.device_put(message, device)
-        now[s], rows[s], message, done = programs[s](now[s], rows[s], message, i)
+          message, sent = links_up()[s - 1](message)
+          done = sent if sent is not None else done
+        if now[s] is not None:
+          now[s], rows[s], message, done = programs[s](now[s], rows[s], message, i)
       # A fast first stage must not pile up what slower ones have not read.
+      assert done is not None
       under_way.append(done)
       if len(under_way) > _DEPTH * len(sizes):
         under_way.popleft().block_until_ready()
-    return tuple(now), whole_rows(jax.device_put(rows, found[0]))
+    return tuple(now), whole_rows(to_all(rows, "rows"))
 
   return Pipeline(scatter, chunk, gather)

@@ -8,7 +8,8 @@ the whole batch, under `jit`; constraints say that the batch axis is split over 
 state is whole on every device, and the compiler parts the work and adds up between devices. So the
 batches, the random numbers (each a function of its key and its place), statistics of batch norm and
 scales of int8 are the whole batch's, and a result is that of one device, up to the order of sums.
-A checkpoint knows no devices: what eight have saved, one resumes.
+A checkpoint knows no devices: what eight have saved, one resumes. Where several
+processes run together (`jax.distributed`), the mesh has equally many devices of each.
 
 Views are stacked before the batch, and a layer sees all of them as `[V * B, ...]`: each device then
 has an equal share of those rows, cut regardless of views. Where V and the devices do not divide
@@ -17,11 +18,13 @@ each other, the compiler moves rows between them once more in every layer.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from fflax.types import Array, Batch, Layer, LayerOut, Metrics, Network, PyTree, Trainer, TrainState
 
@@ -43,29 +46,75 @@ class MeshConfig:
   layer: int = 1
 
 
+def equal_share(devices: Sequence[jax.Device], number: int, who: str) -> list[jax.Device]:
+  """So many of the devices, equally many of each process: its first ones.
+
+  Args:
+    devices: of all processes, one process after the other.
+    number: how many.
+    who: asks for them.
+
+  Raises:
+    ValueError: the processes cannot have equal shares, or have too few devices; one sentence.
+  """
+  of: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    of.setdefault(device.process_index, []).append(device)
+  each, rest = divmod(number, len(of))
+  if rest:
+    raise ValueError(
+      f"{who} asks for {number} devices, which {len(of)} processes cannot share out equally: use "
+      f"a multiple of {len(of)}"
+    )
+  least = min(map(len, of.values()))
+  if each > least and len(of) > 1:
+    raise ValueError(
+      f"{who} asks for {each} devices of each of {len(of)} processes, but one of them has {least}"
+    )
+  if each > least:
+    raise ValueError(f"{who} asks for {each} devices, but there are {least}")
+  return [device for own in of.values() for device in own[:each]]
+
+
 def make_mesh(sweep: int = 1, data: int = 1, layer: int = 1) -> Mesh:
-  """The mesh of the first `sweep * data * layer` devices, with axes "sweep", "data" and "layer".
+  """The mesh of `sweep * data * layer` devices, with axes "sweep", "data" and "layer".
+
+  They are the first ones; of several processes, the first ones of each.
 
   The compiler parts programs over it as it sees fit (axes of type `Auto`), within the constraints
   of this module.
 
   Raises:
-    ValueError: an axis is not positive, or there are fewer devices; one sentence.
+    ValueError: an axis is not positive, there are fewer devices, or the processes cannot have
+      equal shares; one sentence.
   """
   sizes = dict(zip(AXES, (sweep, data, layer), strict=True))
   for name, size in sizes.items():
     if size < 1:
       raise ValueError(f"mesh.{name} must be at least 1, not {size}")
-  needed, there = math.prod(sizes.values()), jax.device_count()
-  if needed > there:
-    asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
-    raise ValueError(f"the mesh ({asked}) asks for {needed} devices, but there are {there}")
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  asked = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "data 1"
+  found = equal_share(jax.devices(), math.prod(sizes.values()), f"the mesh ({asked})")
+  shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(shape, AXES, axis_types=types, devices=found)
+
+
+def put(x: Array, sharding: Sharding) -> Array:
+  """As `jax.device_put`, which moves no typed keys to the devices of other processes.
+
+  Where they take part, every process gives the same value.
+  """
+  if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    return jax.device_put(x, sharding)
+  data = jax.device_put(jax.random.key_data(x), sharding)
+  return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
 
 def replicate(tree: T, mesh: Mesh | None) -> T:
   """`tree` with every array whole on every device of the mesh; as it is, without a mesh."""
-  return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  if mesh is None:
+    return tree
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(lambda x: put(x, whole), tree)
 
 
 def split_batch(tree: T, mesh: Mesh) -> T:
@@ -101,7 +150,7 @@ def split_layers(network: Network, mesh: Mesh) -> Network:
 
 
 def data_parallel(trainer: Trainer, mesh: Mesh) -> Trainer:
-  """The same trainer; its batches are split over `data`, and its states whole on every device.
+  """The same trainer; batches are split over `data`, states and goodness whole on every device.
 
   Its network's layers are those of `split_layers`.
   """
@@ -113,6 +162,12 @@ def data_parallel(trainer: Trainer, mesh: Mesh) -> Trainer:
     new = trainer.step(state, split_batch(batch, mesh), loss_weights)
     return lax.with_sharding_constraint(new, whole)
 
+  def goodness(state: TrainState, batch: Batch, key: Array) -> Array:
+    assert trainer.goodness is not None
+    return lax.with_sharding_constraint(trainer.goodness(state, batch, key), whole)
+
   return trainer._replace(
-    step=step, answer=lambda state, image: trainer.answer(state, split_batch(image, mesh))
+    step=step,
+    answer=lambda state, image: trainer.answer(state, split_batch(image, mesh)),
+    goodness=None if trainer.goodness is None else goodness,
   )

@@ -89,7 +89,7 @@ def _distance(a: TrainState, b: TrainState, start: TrainState) -> float:
   return max(found)
 
 
-def _bits(tree: PyTree) -> list[bytes]:
+def bits(tree: PyTree) -> list[bytes]:
   def raw(x: jax.Array) -> jax.Array:
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
@@ -136,10 +136,10 @@ def compare(case: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
       checkpoint.save(folder, STEPS, saved)
       found = checkpoint.restore(folder, other.fresh)
-    same_bits.append(_bits(found) == _bits(saved))
+    same_bits.append(bits(found) == bits(saved))
     resumed.append(other.train(found))
   return {
-    "start": _bits(many.fresh) == _bits(one.fresh),
+    "start": bits(many.fresh) == bits(one.fresh),
     "distance": _distance(*ends, one.fresh),
     "flops": many.flops() / one.flops(),
     "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(ends[0])),

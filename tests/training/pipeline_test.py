@@ -105,7 +105,7 @@ def trainer_of(**changes):
     ({}, (1, 1), r"share out the 3 layers of network 'tiny', .* not \[1, 1\]"),
     ({}, (3, 0), r"at least one each, not \[3, 0\]"),
     ({}, (), r"not \[\]"),
-    ({}, (1, 1, 1), "a pipeline of 3 stages needs as many devices, not 1"),
+    ({}, (1, 1, 1), "a pipeline of 3 stages asks for 3 devices, but there are 1"),
   ],
 )
 def test_what_cannot_be_a_pipeline_is_refused(changes, sizes, sentence):
