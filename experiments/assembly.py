@@ -23,13 +23,14 @@ from fflax.data.normalize import Normalization, statistics
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training import lookahead
+from fflax.training.checks import check_run
 from fflax.training.chunk import Feed
 from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
 from fflax.training.sharding import MeshConfig, make_mesh, replicate, split_batch
 from fflax.training.stages import check_stages
-from fflax.training.step import check_run, make_trainer
+from fflax.training.step import make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
 from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
 

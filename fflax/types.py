@@ -1,9 +1,8 @@
 """The vocabulary of fflax: what a layer, a network, a method, a readout and a training state are.
 
-This module holds types only. A *layer* is the unit of locality; a *method* says what every layer is
-asked to do; a *readout* turns the layers into one prediction; a *schedule* says which layers learn
-when. The driver in `fflax.training.step` brings them together and owns everything that a method
-must not be able to get wrong: `stop_gradient`, keys, optimiser states.
+A *layer* is the unit of locality; a *method* says what every layer is asked to do; a *readout* turns
+the layers into one prediction; a *schedule* says which layers learn when. The driver
+(`fflax.training`) owns what a method must not get wrong: `stop_gradient`, keys, optimiser states.
 
 Shape letters: V views, B examples, K classes, L layers, D features.
 """
@@ -47,7 +46,7 @@ class LayerOut(NamedTuple):
       `fflax.core.pbits`); None: `out * out`.
     log_prob: log-probability of all that the units drew, float32, with the leading axes only, where
       their gradient is left to the loss (the estimator "score" of p-bits); else None.
-    act_square: `act` squared, as `square` is `out` squared.
+    act_square: the same of `act`.
     affine: scale and shift `[B, C]` of `out = scale * counts + shift`, where the next layer is to
       multiply the counts alone, see `fflax.core.absorption.AffineCounts`.
     carried: constant maps `[B, H, W, K]` that the next layer receives behind what the method hands
@@ -156,8 +155,7 @@ class Broadcast(NamedTuple):
   """What a layer of a collaborative method hears from the others, without a gradient.
 
   Attributes:
-    goodness: `[L, V, B]`, of all layers on the views of this step, before any update; in an answer
-      `[L, B, K]`, the class scores of all layers.
+    goodness: `[L, V, B]` of all layers, before any update; in answers `[L, B, K]`, class scores.
     position: `[]` int32: which of the layers listens.
   """
 
@@ -227,7 +225,7 @@ class Method(NamedTuple):
       one view per candidate label, or the plain view alone; None if layers give no class scores.
     init_layer, hand_on, local_loss, class_scores: see the protocols of this module.
     goodness: optional; logged, plotted, and what collaborating layers tell each other.
-    temperature: `params -> scalar`, a layer's temperature from its extras, where it is learned.
+    temperature: `params -> scalar`, a layer's learned temperature, from its extras.
     positive_is_high: whether training raises the goodness of positive views (or lowers it).
     single_view: True if training shows the plain view alone (`views` is `plain_view[None]`).
       Trained readouts then learn from the training pass itself; otherwise from a pass of their own.
@@ -235,12 +233,10 @@ class Method(NamedTuple):
       "plain" (the trained readout on the plain view), "scores" (the summed layer scores) or None.
     readout_features: `out -> [B, ...]`, what trained readouts read of a layer's output `[B, ...]`;
       None: what it hands on.
-    end_to_end_view: of a global method, the one training view whose gradient crosses layers.
-      Trained readouts read it, and what they read is not detached: their losses count with the
-      last layer's. None: all views, and readouts are trained beside the layers.
-    heard_scores: `(stats, Broadcast) -> [B, K]`: what a layer answers when it hears the class
-      scores of all, which all must have; None: its own. With it, no layer's answer is known before
-      the last layer has been run.
+    end_to_end_view: of a global method, the one view whose gradient crosses layers. What trained
+      readouts read of it is not detached. None: all views, and readouts train beside the layers.
+    heard_scores: `(stats, Broadcast) -> [B, K]`: what a layer answers once it has heard the class
+      scores of all, which all must have; None: its own scores.
     recurrence: None, or how layers settle over time. `views` and `score_views` are then `Between`:
       what stands below the first layer and above the last. The plain view goes up once.
   """
@@ -370,18 +366,17 @@ class Answers(NamedTuple):
 
 
 class Trainer(NamedTuple):
-  """A network, a method, a schedule and readouts, made into pure functions.
+  """A run as pure functions.
 
   Attributes:
     init: `(key, batch) -> TrainState`.
     step: `(state, batch, loss_weights=None) -> (state, metrics)`; metrics are `[L]` per layer, and
       `readout_loss/<name>` scalars. `loss_weights` `[L]` scales the layers' losses (for audits).
-    answer: `(state, image) -> Answers`, in evaluation mode; a pure function of both, which draws
-      from the state's key and step if the run's answers are sampled.
+    answer: `(state, image) -> Answers`; sampled answers draw from the state's key and step.
     goodness: `(state, batch, key) -> [L, V, B]` on the training views, or None.
     features: `(state, image) -> tuple` of what each layer hands on, on the plain view.
-    layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` `[B, ...]` on the plain
-      view, in evaluation mode; random units are drawn, or expected if key is None.
+    layer_outs: `(state, image, key) -> tuple` of each layer's `LayerOut` there, in evaluation mode;
+      random units are drawn, or expected if key is None.
     layer_states: `(state, stored=False) -> tuple` of L unstacked `LayerState`s, floats or stored.
     layer_names: L names.
     schedule: which layers learn when; the loop reads from it whose silence is no failure.

@@ -26,9 +26,9 @@ from fflax.data.dataset import (
   Split,
   check_room,
   check_split,
-  hold_out,
   make_dataset,
   reason,
+  with_validation,
 )
 from fflax.data.npz_source import DAMAGE
 
@@ -159,12 +159,7 @@ def load(path: str | os.PathLike[str], *, validation: int = 0, seed: int = 0) ->
     max_value=said.max_value,
     where=str(path),
   )
-  if whole.validation is not None:
-    if validation:
-      raise DataError(f"{path}: has a validation split of its own, so validation must be 0")
-    return whole
-  train, held_out = hold_out(whole.train, validation, seed, str(path))
-  return whole._replace(train=train, validation=held_out)
+  return with_validation(whole, validation, seed, str(path))
 
 
 def _describe(file: pathlib.Path) -> _Description:

@@ -172,6 +172,20 @@ def hold_out(split: Split, size: int, seed: int, where: str) -> tuple[Split, Spl
   return split.select(~held_out), split.select(held_out)
 
 
+def with_validation(whole: Dataset, size: int, seed: int, where: str) -> Dataset:
+  """The set with its own validation split, or with `size` examples held out of its training split.
+
+  Raises:
+    DataError: it has one of its own and `size` is not 0, or see `hold_out`.
+  """
+  if whole.validation is not None:
+    if size:
+      raise DataError(f"{where}: has a validation split of its own, so validation must be 0")
+    return whole
+  train, held_out = hold_out(whole.train, size, seed, where)
+  return whole._replace(train=train, validation=held_out)
+
+
 def check_room(where: pathlib.Path, shape: Sequence[int], advice: str) -> None:
   """Refuses images that this machine cannot hold, before hours of decoding.
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fflax.data.dataset import DataError, Dataset, Split, check_split, hold_out, make_dataset
+from fflax.data.dataset import DataError, Dataset, Split, check_split, make_dataset, with_validation
 
 DAMAGE = (
   *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError),
@@ -87,12 +87,7 @@ def load(
     num_classes=num_classes,
     where=str(path),
   )
-  if whole.validation is not None:
-    if validation:
-      raise DataError(f"{path}: has a validation split of its own, so validation must be 0")
-    return whole
-  train, held_out = hold_out(whole.train, validation, seed, str(path))
-  return whole._replace(train=train, validation=held_out)
+  return with_validation(whole, validation, seed, str(path))
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -27,9 +27,9 @@ from fflax.data.dataset import (
   Dataset,
   Split,
   check_split,
-  hold_out,
   make_dataset,
   stratified_choice,
+  with_validation,
 )
 from fflax.data.superclasses import with_superclasses
 
@@ -84,8 +84,7 @@ def _load(
     return _call(load_digits, name, options, validation=validation, seed=seed)
   if name == "synthetic":
     whole = _call(synthetic.load, name, options, seed=seed)
-    train, held_out = hold_out(whole.train, validation, seed, name)
-    return whole._replace(train=train, validation=held_out)
+    return with_validation(whole, validation, seed, name)
   split = {"validation": validation, "seed": seed}
   own = {".npz": npz_source.load, array_record_source.SUFFIX: array_record_source.load}
   path = pathlib.Path(name).expanduser()
@@ -139,14 +138,6 @@ def load_digits(*, validation: int = 0, seed: int = 0) -> Dataset:
   in_test = np.zeros(len(label), bool)
   in_test[stratified_choice(label, DIGITS_TEST_SIZE, seed=0)] = True
   train = Split(image[~in_test], label[~in_test])
-  train, held_out = hold_out(train, validation, seed, "digits")
   test = check_split(image[in_test], label[in_test], "digits (test)")
-  return make_dataset(
-    "digits",
-    train,
-    test,
-    validation=held_out,
-    num_classes=10,
-    max_value=16.0,
-    where="digits",
-  )
+  whole = make_dataset("digits", train, test, num_classes=10, max_value=16.0, where="digits")
+  return with_validation(whole, validation, seed, "digits")

@@ -18,9 +18,9 @@ from fflax.data.dataset import (
   Dataset,
   Split,
   check_split,
-  hold_out,
   make_dataset,
   reason,
+  with_validation,
 )
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -102,10 +102,7 @@ def load(
     num_classes=reader.num_classes,
     where=str(directory),
   )
-  if validation_split is not None:
-    return whole
-  train, held_out = hold_out(whole.train, validation, seed, str(directory))
-  return whole._replace(train=train, validation=held_out)
+  return with_validation(whole, validation, seed, str(directory))
 
 
 class _Reader:
