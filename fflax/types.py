@@ -1,7 +1,7 @@
 """The vocabulary of fflax: what a layer, a network, a method, a readout and a training state are.
 
-A *layer* is the unit of locality; a *method* says what every layer is asked to do; a *readout* turns
-the layers into one prediction; a *schedule* says which layers learn when. The driver
+A *layer* is the unit of locality; a *method* says what every layer is asked to do, a *readout* how
+the layers become one prediction, a *schedule* which layers learn when. The driver
 (`fflax.training`) owns what a method must not get wrong: `stop_gradient`, keys, optimiser states.
 
 Shape letters: V views, B examples, K classes, L layers, D features.
