@@ -3,9 +3,9 @@
 Stage s takes batch n as soon as stage s - 1 has handed it on and stage s has taken batch n - 1. So
 after the fill every device works all the time, without a backward message, a flush or a stale
 weight, and the numbers are those of the ordinary step (`fflax.training.stages`; to the bit, as
-tested on CPU devices). The host only
-dispatches the stages' programs, batch by batch; what must wait for what, the runtime finds from the
-arrays, so that stages overlap by themselves, across chunks too.
+tested on CPU devices). The host only dispatches the stages' programs, batch by batch; what must
+wait for what, the runtime finds from the arrays, so that stages overlap by themselves, across
+chunks too.
 
 The devices may be those of several processes: each runs the stages that are on its own devices, and
 messages go from one to the other (`fflax.training.links`).
