@@ -201,9 +201,16 @@ FAULTS = (
     ("tests/data/stream_test.py", "-k", "every_epoch"),
   ),
   Fault(
+    "a resumed stream begins anew",
+    "fflax/training/streaming.py",
+    "role_key(state.key, Role.BATCH), int(state.step))",
+    "role_key(state.key, Role.BATCH), 0)",
+    ("tests/training/streaming_test.py", "-k", "equals_the_run"),
+  ),
+  Fault(
     "padding counts in the accuracy",
     "fflax/training/evaluate.py",
-    "prediction = prediction.reshape(-1)[:split_size]",
+    "prediction = prediction.reshape(-1)[:size]",
     "prediction = prediction.reshape(-1)",
     ("tests/training/evaluate_test.py", "-k", "plain_loop"),
   ),

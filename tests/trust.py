@@ -56,7 +56,8 @@ DAMAGE = (
   ("checkpoints", ("tests/training/checkpoint_test.py",)),
   ("metrics and cut runs", ("tests/training/metrics_test.py", "tests/training/loop_test.py")),
   ("data", ("tests/data/npz_source_test.py", "tests/data/dataset_test.py",
-            "tests/data/sources_test.py", "tests/data/tfds_source_test.py")),
+            "tests/data/sources_test.py", "tests/data/tfds_source_test.py",
+            "tests/data/array_record_source_test.py")),
   ("folders and disks", ("tests/experiments/workdir_test.py", "tests/experiments/damage_test.py")),
   ("commands", ("tests/experiments/train_test.py",)),
 )  # fmt: skip
