@@ -53,8 +53,8 @@ class DataConfig:
   """What is trained on.
 
   Attributes:
-    name: "digits", "synthetic", a path ending in .npz, the name of a `.npz` or of a prepared
-      tensorflow-datasets set under `data_dir`, or "tfds:NAME".
+    name: "digits", "synthetic", a path ending in .npz or .array_record (streamed), the name of one
+      of these or of a prepared tensorflow-datasets set under `data_dir`, or "tfds:NAME".
     data_dir: where sets lie; empty for the default of tensorflow-datasets.
     validation: examples held out of the training split.
     train_split, validation_split, test_split: of tensorflow-datasets: a split or a slice of one,

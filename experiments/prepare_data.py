@@ -22,7 +22,14 @@ import pathlib
 from absl import flags
 
 from experiments import cli, record_sets
-from fflax.data import array_record_source, folder_source, npz_source, sources, tfds_source
+from fflax.data import (
+  array_record_writer,
+  folder_source,
+  npz_source,
+  sources,
+  tfds_source,
+)
+from fflax.data.array_record_source import SUFFIX
 from fflax.data.dataset import Dataset
 
 _DATASET = flags.DEFINE_string(
@@ -78,7 +85,7 @@ def prepare(name: str, data_dir: str | None) -> pathlib.Path:
 
 def pack(dataset: Dataset, out: pathlib.Path) -> None:
   """Writes the file or the folder, whichever its name asks for, and says what it holds."""
-  if out.suffix == array_record_source.SUFFIX:
+  if out.suffix == SUFFIX:
     record_sets.from_dataset(out, dataset)
   else:
     npz_source.save(out, dataset)
@@ -88,7 +95,7 @@ def pack(dataset: Dataset, out: pathlib.Path) -> None:
 def pack_folder(folder: str, out: pathlib.Path) -> None:
   """The same, of folders of images; they become records one by one, and a file all at once."""
   size, listed = _IMAGE_SIZE.value, _CLASS_LIST.value
-  if out.suffix == array_record_source.SUFFIX:
+  if out.suffix == SUFFIX:
     found = folder_source.find(folder, listed)
     record_sets.from_folder(out, found, size)
     tell(out, len(found.files["train"]), len(found.files["test"]), len(found.class_names))
@@ -125,7 +132,7 @@ def target() -> pathlib.Path | None:
     raise cli.UsageError("--class_list is for --folder")
   if _ARRAY_RECORD.value:
     out = pathlib.Path(_ARRAY_RECORD.value)
-    array_record_source.check_target(out)
+    array_record_writer.check_target(out)
     return out
   if _NPZ.value:
     npz_source.check_target(pathlib.Path(_NPZ.value))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fflax.data import array_record_source, folder_source
+from fflax.data import array_record_writer, folder_source
 from fflax.data.catalog import KNOWN
 from fflax.data.dataset import DataError, Dataset
 
@@ -14,10 +14,10 @@ def from_dataset(path: pathlib.Path, dataset: Dataset) -> None:
   """Writes a set that is in memory.
 
   Raises:
-    DataError: its examples are no uint8 images, or see `array_record_source.write`.
+    DataError: its examples are no uint8 images, or see `array_record_writer.write`.
   """
   splits = {p: getattr(dataset, p) for p in ("train", "validation", "test")}
-  array_record_source.write(
+  array_record_writer.write(
     path,
     {part: tuple(split) for part, split in splits.items() if split is not None},
     num_classes=dataset.num_classes,
@@ -27,7 +27,7 @@ def from_dataset(path: pathlib.Path, dataset: Dataset) -> None:
 
 def from_folder(path: pathlib.Path, found: folder_source.Folder, image_size: int | None) -> None:
   """Writes folders of images, one image in memory at a time; see `folder_source.load`."""
-  array_record_source.write(
+  array_record_writer.write(
     path,
     {p: (folder_source.decode(f, image_size), found.labels(p)) for p, f in found.files.items()},
     num_classes=len(found.class_names),
@@ -41,7 +41,7 @@ def random_images(path: pathlib.Path, asked: str) -> tuple[int, int, int]:
   The mean of an image grows with its label, so that there is something to learn.
 
   Args:
-    path: see `array_record_source.write`.
+    path: see `array_record_writer.write`.
     asked: "NAME:N", the known set and how many images; every tenth (at least one) is for testing.
 
   Returns:
@@ -69,5 +69,5 @@ def random_images(path: pathlib.Path, asked: str) -> tuple[int, int, int]:
   for seed, (part, count) in enumerate({"train": examples - test, "test": test}.items()):
     label = np.arange(count, dtype=np.int32) % num_classes
     parts[part] = images(seed, label), label
-  array_record_source.write(path, parts, num_classes=num_classes)
+  array_record_writer.write(path, parts, num_classes=num_classes)
   return examples - test, test, num_classes

@@ -5,17 +5,15 @@
 size). Beside them `labels.npz`, the labels `[N]` of each part, and `set.json`: shape, classes,
 counts and sizes of files. Nothing is ever unpickled.
 
-A split's `image` is then `Records` in the place of an array. `fflax.data.record_stream` reads
-ahead of a run, with Grain (extra `stream`).
+A split's `image` is then `Records` in the place of an array. `fflax.data.array_record_writer` makes
+such folders, and `fflax.data.record_stream` reads ahead of a run, with Grain (extra `stream`).
 """
 
 import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -33,10 +31,8 @@ from fflax.data.dataset import (
 from fflax.data.npz_source import DAMAGE
 
 SUFFIX = ".array_record"
+FORMAT = 1
 _PARTS = ("train", "validation", "test")
-_FORMAT = 1
-# Each record alone, so that one is read without its neighbours; photographs hardly compress.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class Records:
@@ -119,7 +115,7 @@ def load(path: str | os.PathLike[str], *, validation: int = 0, seed: int = 0) ->
     seed: of that choice.
 
   Raises:
-    DataError: Grain is not installed, or the folder is not what `write` made.
+    DataError: Grain is not installed, or the folder is not what `array_record_writer` made.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
@@ -165,8 +161,8 @@ def load(path: str | os.PathLike[str], *, validation: int = 0, seed: int = 0) ->
 def _describe(file: pathlib.Path) -> _Description:
   try:
     found = json.loads(file.read_text())
-    if found["format"] != _FORMAT:
-      raise ValueError(f"format {found['format']!r}, where this version reads {_FORMAT}")
+    if found["format"] != FORMAT:
+      raise ValueError(f"format {found['format']!r}, where this version reads {FORMAT}")
     said = _Description(
       cast(tuple[int, int, int], tuple(found["shape"])),
       found["num_classes"],
@@ -192,86 +188,3 @@ def _labels(file: pathlib.Path, said: _Description) -> dict[str, np.ndarray]:
       return {part: arrays[part] for part in said.counts}
   except DAMAGE as error:
     raise DataError(f"{file}: cannot be read ({reason(error)})") from error
-
-
-def check_target(path: pathlib.Path) -> None:
-  """Refuses a folder that `write` would not make, before the work of decoding a set is done.
-
-  Raises:
-    DataError: if `path` does not end in `.array_record` or exists.
-  """
-  if path.suffix != SUFFIX:
-    raise DataError(f"{path}: the name must end in {SUFFIX}")
-  if path.exists():
-    raise DataError(f"{path}: exists and is not overwritten")
-
-
-def write(
-  path: str | os.PathLike[str],
-  parts: Mapping[str, tuple[Iterable[np.ndarray], np.ndarray]],
-  *,
-  num_classes: int,
-  max_value: float = 255.0,
-  class_names: Sequence[str] = (),
-) -> None:
-  """Writes a set, whole or not at all: a temporary folder beside it, then a rename.
-
-  Args:
-    path: the folder, `NAME.array_record`.
-    parts: "train", "test" and perhaps "validation" -> images `[H, W, C]` uint8, taken one by one,
-      and their labels `[N]`.
-    num_classes: K.
-    max_value: the pixel value that maps to 1.0.
-    class_names: written down, where they are known.
-
-  Raises:
-    DataError: the folder cannot be made, an image is not uint8 of the first one's shape, images
-      and labels differ in number, a label is out of range, or a part is empty.
-  """
-  from array_record.python import array_record_module
-
-  path = pathlib.Path(path)
-  check_target(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
-  shape: tuple[int, ...] | None = None
-  try:
-    sizes = {}
-    for part, (images, label) in parts.items():
-      where = f"{path} ({part})"
-      if len(label) and not 0 <= label.min() <= label.max() < num_classes:
-        bad = label.max() if label.min() >= 0 else label.min()
-        raise DataError(f"{where}: label {bad} is out of range for {num_classes} classes")
-      file, count = unfinished / f"{part}{SUFFIX}", 0
-      writer = array_record_module.ArrayRecordWriter(str(file), _WRITER_OPTIONS)
-      for one in images:
-        shape = one.shape if shape is None else shape
-        if one.dtype != np.uint8 or one.ndim != 3 or one.shape != shape:
-          raise DataError(
-            f"{where}: example {count} is {one.dtype}{list(one.shape)}, but records are of uint8 "
-            f"images of one size, here {list(shape)}"
-          )
-        writer.write(one.tobytes())
-        count += 1
-      writer.close()
-      if not count or count != len(label):
-        raise DataError(f"{where}: {count} images but {len(label)} labels")
-      sizes[part] = file.stat().st_size
-    labels: Any = {part: label.astype(np.int32) for part, (_, label) in parts.items()}
-    np.savez(unfinished / "labels.npz", **labels)
-    said = {
-      "format": _FORMAT,
-      "shape": shape,
-      "num_classes": num_classes,
-      "max_value": max_value,
-      "class_names": list(class_names),
-      "counts": {part: len(label) for part, (_, label) in parts.items()},
-      "bytes": sizes,
-    }
-    (unfinished / "set.json").write_text(json.dumps(said, indent=2) + "\n")
-    unfinished.chmod(0o755)  # mkdtemp makes it private
-    unfinished.rename(path)
-  except RuntimeError as error:  # of the writer, when the disk is full
-    raise DataError(f"{path}: cannot be written ({reason(error)})") from error
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)

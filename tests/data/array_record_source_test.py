@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fflax.data import array_record_source, record_stream, sources
-from fflax.data.array_record_source import Records, write
+from fflax.data.array_record_source import Records
+from fflax.data.array_record_writer import write
 from fflax.data.dataset import DataError, Split
 from fflax.data.stream import batch_indices
 

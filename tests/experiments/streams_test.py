@@ -2,11 +2,15 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments import cli, record_sets
 from experiments.assembly import build, prove_locality
 from experiments.config import DataConfig, ExperimentConfig, fingerprint
 from experiments.running import final_accuracies, restored, run_in
@@ -91,3 +95,29 @@ def test_damage_in_the_middle_of_a_run_is_one_sentence(streamed, tmp_path):
   with pytest.raises(cli.Stopped, match=found) as error:
     run_in(streamed, streamed.init(), tmp_path)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_vgg11_on_imagenet_100_starts_from_one_command(tmp_path, repo_root):
+  """At its size and shape, generated: two steps of two images, and evaluations."""
+  record_sets.random_images(tmp_path / "imagenet100.array_record", "imagenet100:5")
+  arguments = (
+    f"--config={repo_root}/experiments/configs/dtg_images.py:imagenet100",
+    f"--config.data.data_dir={tmp_path}",
+    "--config.data.batch_size=2",
+    "--config.eval_batch_size=2",
+    "--config.epochs=1",
+  )
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.train", f"--workdir={tmp_path}/run", *arguments],
+    cwd=repo_root,
+    env={**os.environ, "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "imagenet100: 4 training, 0 validation, 1 test examples, 100 classes, streamed" in (
+    " ".join(done.stdout.split())
+  )
+  assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 2
