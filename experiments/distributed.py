@@ -10,14 +10,19 @@ import dataclasses
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from experiments import cli
+from fflax.training import processes
 
 AUTO = "auto"
+
+_GRACE = 2
+"""Seconds that process 0, without which the others end at once, leaves them to say why, too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +108,13 @@ def joined(config: DistributedConfig) -> Iterator[None]:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     with _in_time(config), cli.checking():
       _initialize(chosen)
+      processes.wait_for_all("all have come")
     yield
   except Exception as error:  # whatever it is: a process that hangs helps nobody
-    _leave(cli.report(_lost(error)))
+    code = cli.report(_lost(error))
+    if isinstance(error, cli.UsageError) and processes.is_first():
+      time.sleep(_GRACE)
+    _leave(code)
 
 
 def _initialize(chosen: dict[str, Any]) -> None:
@@ -144,10 +153,13 @@ def _in_time(config: DistributedConfig) -> Iterator[None]:
 
 def _lost(error: Exception) -> Exception:
   """A sentence for what comes from the connections to other processes."""
-  text = str(error)
-  if not isinstance(error, jax.errors.JaxRuntimeError) and "Gloo" not in text:
+  causes: list[BaseException] = [error]
+  while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+    causes.append(cause)
+  found = [c for c in causes if isinstance(c, jax.errors.JaxRuntimeError) or "Gloo" in str(c)]
+  if not found or isinstance(error, cli.UsageError):
     return error
-  first = text.splitlines()[0]
+  first = str(found[0]).splitlines()[0]
   return cli.Stopped(
     f"process {jax.process_index()} of {jax.process_count()} cannot go on with the others "
     f"({first}): what is saved is whole, and the same command in every process goes on from it"

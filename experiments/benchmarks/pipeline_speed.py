@@ -1,6 +1,7 @@
 """A pipeline over several cores against one core, and against what the simulator says.
 
   python -m experiments.benchmarks.pipeline_speed [--stages=2] [--sizes=1000,...] [--rounds=5]
+    [--processes=2]
 
 Forward-Forward on a perceptron, random images of MNIST's size, in float32 (time does not depend on
 the images). Two processes take turns: one has one core and trains as ever; the other has as many
@@ -11,12 +12,16 @@ multiply-accumulates, the simulator predicts the gain. Needs as many free cores 
 Rows: times as fast (`speedup`), the two predictions, and the bound; backprop's pipeline (GPipe, of
 as many micro-batches as stages times four) is predicted from the same times, a third of them on
 the way up.
+
+With `--processes=2` the pipeline is shared by two processes, each on cores of its own, that send
+each other messages over the loopback; results go into a file of their own.
 """
 
 import dataclasses
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -31,19 +36,23 @@ from absl import flags
 from experiments import cli, config, results
 from experiments.assembly import Experiment, build
 from experiments.console import console
+from experiments.distributed import DistributedConfig, joined
 from experiments.staging import choose_stages, layer_costs
 from fflax.analysis import pipeline_schedule
 from fflax.data.dataset import Dataset, Split
 from fflax.training.chunk import make_chunk
 from fflax.training.pipeline import make_pipeline
+from fflax.training.sharding import MeshConfig
 from fflax.types import Batch
 
 _COMMAND = "python -m experiments.benchmarks.pipeline_speed"
 _FLAGS = "--xla_force_host_platform_device_count={} --xla_cpu_multi_thread_eigen=false"
 
 
-def make_experiment(sizes: Sequence[int], batch: int, image_shape: Sequence[int]) -> Experiment:
-  """Forward-Forward on random images of four batches."""
+def make_experiment(
+  sizes: Sequence[int], batch: int, image_shape: Sequence[int], stages: int = 1
+) -> Experiment:
+  """Forward-Forward on random images of four batches; of several stages in several processes."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (4 * batch, *image_shape), np.uint8)
   split = Split(image, rng.integers(0, 10, 4 * batch).astype(np.int32))
@@ -53,6 +62,7 @@ def make_experiment(sizes: Sequence[int], batch: int, image_shape: Sequence[int]
     networks={"mlp": {"sizes": tuple(sizes)}},
     readouts=("score_sum",),
     data=config.DataConfig("random", batch_size=batch),
+    mesh=MeshConfig(layer=stages),
   )
   return build(chosen, Dataset("random", split, None, split, num_classes=10, max_value=255))
 
@@ -121,6 +131,7 @@ def rows(
   seconds: dict[str, list[float]],
   times: Sequence[float],
   steps: int,
+  processes: int = 1,
 ) -> list[dict[str, Any]]:
   """The measured gain beside the predicted ones."""
   columns: dict[str, Any] = {
@@ -131,7 +142,8 @@ def rows(
     "stages": list(sizes),
     "steps": steps,
     "locality": experiment.trainer.locality,
-    "command": _COMMAND,
+    "command": _COMMAND + (f" --processes={processes}" if processes > 1 else ""),
+    "processes": processes,
   }
   macs = pipeline_schedule.stage_costs(layer_costs(experiment), sizes)
   measured = results.speedups(seconds, "pipeline", ("one core",), preset="measured", **columns)
@@ -146,43 +158,60 @@ def rows(
 
 
 class Worker:
-  """This benchmark in a process of its own, on some of the cores."""
+  """This benchmark in processes of its own, which share some of the cores."""
 
-  def __init__(self, role: str, cores: int):
+  def __init__(self, role: str, cores: int, processes: int = 1):
+    each = cores // processes
     environment = {
-      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS.format(cores)
+      **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": _FLAGS.format(each)
     }  # fmt: skip
     command = [sys.executable, "-m", "experiments.benchmarks.pipeline_speed", f"--role={role}"]
-    own = [a for a in sys.argv[1:] if not a.startswith("--role")]
-    self._process = subprocess.Popen(
-      [*command, *own],
-      env=environment,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      preexec_fn=functools.partial(os.sched_setaffinity, 0, _cores(cores)),
-    )
-    self.greeting = self._read()
+    command += [a for a in sys.argv[1:] if not a.startswith("--role")]
+    own = sorted(_cores(cores))
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      address = f"127.0.0.1:{free.getsockname()[1]}"
+    self._processes = [
+      subprocess.Popen(
+        [*command, f"--process={i}", f"--address={address}"] if processes > 1 else command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=functools.partial(os.sched_setaffinity, 0, own[i * each : (i + 1) * each]),
+      )
+      for i in range(processes)
+    ]
+    self.greeting = self._read()[0]
 
-  def _read(self) -> Any:
-    assert self._process.stdout is not None
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError("a worker ended early; its error stands above")
-    return json.loads(line)
+  def _read(self) -> list[Any]:
+    """What each process says."""
+    found = []
+    for process in self._processes:
+      assert process.stdout is not None
+      line = process.stdout.readline()
+      while line.startswith("[Gloo]"):  # it talks to stdout
+        line = process.stdout.readline()
+      if not line:
+        raise RuntimeError("a worker ended early; its error stands above")
+      found.append(json.loads(line))
+    return found
 
   def seconds(self) -> float:
-    """Of one round."""
-    assert self._process.stdin is not None
-    self._process.stdin.write("go\n")
-    self._process.stdin.flush()
-    return self._read()
+    """Of one round, until the last process is done."""
+    for process in self._processes:
+      assert process.stdin is not None
+      process.stdin.write("go\n")
+      process.stdin.flush()
+    return max(self._read())
 
   def close(self) -> None:
     """Ends it."""
-    assert self._process.stdin is not None
-    self._process.stdin.close()
-    self._process.wait()
+    for process in self._processes:
+      assert process.stdin is not None
+      process.stdin.close()
+    for process in self._processes:
+      process.wait()
 
 
 def _cores(number: int) -> set[int]:
@@ -202,25 +231,50 @@ def serve(run: Callable[[], None], greeting: Any) -> None:
     print(json.dumps(time.perf_counter() - start), flush=True)
 
 
-def main(argv: list[str]) -> int:
-  del argv
+def _chosen() -> tuple[Experiment, tuple[int, ...]]:
+  """The experiment of the flags, and the layers of each stage."""
   values = flags.FLAGS
-  steps = values.steps
   with cli.checking():
     widths = [int(n) if n.strip().isdigit() else 0 for n in values.sizes]
     if not widths or min(widths) < 1:
       raise ValueError(f"--sizes takes widths of layers, not {','.join(values.sizes)}")
+    if values.stages % values.processes:
+      raise ValueError(
+        f"--stages={values.stages} cannot be shared out equally by {values.processes} processes"
+      )
     if not values.role:
       _cores(values.stages)
-    experiment = make_experiment(widths, values.batch, (28, 28, 1))
-    sizes = choose_stages(experiment, values.stages)
-  if values.role == "pipeline":
+    several = values.role == "pipeline" and values.processes > 1
+    shared = values.stages if several else 1
+    experiment = make_experiment(widths, values.batch, (28, 28, 1), shared)
+    return experiment, choose_stages(experiment, values.stages)
+
+
+def _work(role: str) -> int:
+  """What a worker does."""
+  steps = flags.FLAGS.steps
+  experiment, sizes = _chosen()
+  if role == "pipeline":
     serve(pipelined(experiment, sizes, steps), None)
-    return 0
-  if values.role == "one core":
+  else:
     serve(alone(experiment, steps), stage_seconds(experiment, sizes, 2 * steps))
-    return 0
-  workers = {"one core": Worker("one core", 1), "pipeline": Worker("pipeline", values.stages)}
+  return 0
+
+
+def main(argv: list[str]) -> int:
+  del argv
+  values = flags.FLAGS
+  if values.role:
+    several = values.role == "pipeline" and values.processes > 1
+    others = DistributedConfig(values.address, values.processes, values.process)
+    with joined(others if several else DistributedConfig()):
+      return _work(values.role)
+  experiment, sizes = _chosen()
+  steps, processes = values.steps, values.processes
+  workers = {
+    "one core": Worker("one core", 1),
+    "pipeline": Worker("pipeline", values.stages, processes),
+  }
   seconds: dict[str, list[float]] = {name: [] for name in workers}
   for i in range(values.rounds):
     for name, worker in workers.items():
@@ -229,16 +283,20 @@ def main(argv: list[str]) -> int:
   times = workers["one core"].greeting
   for worker in workers.values():
     worker.close()
-  found = rows(experiment, sizes, seconds, times, steps)
+  found = rows(experiment, sizes, seconds, times, steps, processes)
   for r in found:
     console.print(f"{r['metric']:18s} {r['preset']:28s} {r.get('median', r['mean']):8.3f}")
-  console.print(f"results   {results.write_study('pipeline_speed', found)}")
+  study = "pipeline_speed" if processes == 1 else "pipeline_speed_processes"
+  console.print(f"results   {results.write_study(study, found)}")
   return 0
 
 
 if __name__ == "__main__":
   # Here, so that a test may import this module beside another benchmark with the same flags.
   flags.DEFINE_enum("role", "", ["", "one core", "pipeline"], "of a worker; set by the benchmark")
+  flags.DEFINE_integer("process", -1, "of a worker; set by the benchmark")
+  flags.DEFINE_string("address", "", "of worker 0; set by the benchmark")
+  flags.DEFINE_integer("processes", 1, "processes that share the stages", lower_bound=1)
   flags.DEFINE_integer("stages", 2, "stages, a core each", lower_bound=1)
   flags.DEFINE_list("sizes", ["1000"] * 8, "widths of the layers")
   flags.DEFINE_integer("batch", 100, "images at a time", lower_bound=1)
