@@ -174,7 +174,7 @@ def _chosen(folder: pathlib.Path | None) -> config.ExperimentConfig:
   """The configuration of the run in `folder`, or of the command line."""
   if folder is None:
     return config.from_mapping(_CONFIG.value.to_dict())
-  values = config.as_dict(workdir.read_config(folder)) | {"mesh": {}}
+  values = config.as_dict(workdir.read_config(folder))
   if _DATA_DIR.value:
     values["data"]["data_dir"] = _DATA_DIR.value
   return config.from_mapping(values)

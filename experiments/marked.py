@@ -12,12 +12,14 @@ def write_between(path: pathlib.Path, name: str, text: str) -> None:
   """Replaces what stands between the two marks of a part in a file.
 
   Raises:
-    ValueError: the file does not have both marks once.
+    ValueError: the file does not have both marks once, in order; it stays as it is.
   """
   first, last = marks(name)
   old = path.read_text()
-  if any(old.count(mark) != 1 for mark in (first, last)):
-    raise ValueError(f"{path} must hold {first} and {last}, once each")
   head, _, rest = old.partition(first)
-  tail = rest.partition(last)[2]
-  path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}")
+  _, found, tail = rest.partition(last)
+  if not found or any(old.count(mark) != 1 for mark in (first, last)):
+    raise ValueError(f"{path} must hold {first} and {last}, once each and in this order")
+  unfinished = path.with_name(f".unfinished-{path.name}")
+  unfinished.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}")
+  unfinished.replace(path)

@@ -196,7 +196,7 @@ def main(argv: list[str]) -> int:
     folder = pathlib.Path(_RESULTS.value).expanduser()
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else folder
     paths = make_report(folder, out)
-    if folder == out == results.FOLDER:
+    if folder.resolve() == out.resolve() == results.FOLDER:
       marked.write_between(_README, "results", front_table(results.read_studies(folder)))
       paths.append(_README)
   for path in paths:

@@ -114,7 +114,6 @@ def reopened(
     UsageError: see `restored`.
   """
   values = config.as_dict(workdir.read_config(folder))
-  values["mesh"] = {}  # a checkpoint knows no devices, and there may be fewer here
   if data_dir:
     values["data"]["data_dir"] = data_dir
   experiment = build(config.from_mapping(values))

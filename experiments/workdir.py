@@ -78,8 +78,7 @@ def claim(path: pathlib.Path, config: ExperimentConfig) -> None:
     return
   old = read_config(path)
   if config_lib.fingerprint(old) != config_lib.fingerprint(config):
-    # Which may differ.
-    old = dataclasses.replace(old, mesh=config.mesh, distributed=config.distributed)
+    config = dataclasses.replace(config, mesh=old.mesh, distributed=old.distributed)
     changed = config_lib.differences(config_lib.as_dict(old), config_lib.as_dict(config))
     raise ValueError(
       f"workdir {path} belongs to a run with another configuration (it differs in "
@@ -116,7 +115,9 @@ def held(path: pathlib.Path, config: ExperimentConfig) -> Iterator[None]:
 
 
 def read_config(path: pathlib.Path) -> ExperimentConfig:
-  """The configuration of the run in `path`.
+  """The configuration of the run in `path`, for one device in one process.
+
+  Where it was trained is no part of it, and may have been told in words of another version.
 
   Raises:
     ValueError: there is none, or it is damaged.
@@ -130,6 +131,7 @@ def read_config(path: pathlib.Path) -> ExperimentConfig:
     raise ValueError(f"{file} is damaged: {error}") from None
   if not isinstance(values, dict):
     raise ValueError(f"{file} is damaged: it is not a JSON object")
+  values = {name: value for name, value in values.items() if name not in ("mesh", "distributed")}
   try:
     return config_lib.from_mapping(values)
   except (ValueError, TypeError) as error:

@@ -86,7 +86,9 @@ def present_answer(
 ) -> Array | None:
   """The class scores that hard negatives are drawn from, before this step's updates."""
   if run.method.negatives_from == "scores":
-    scores = [s for s in layer_scores(run, states, image) if s is not None]
+    # The layers' own scores, whatever they answer once they have heard each other.
+    alone = run._replace(method=run.method._replace(heard_scores=None))
+    scores = [s for s in layer_scores(alone, states, image) if s is not None]
     return lax.stop_gradient(sum(scores[1:], scores[0]))
   if run.method.negatives_from == "plain":
     heads = zip(run.readouts, state.readouts, strict=True)
@@ -127,9 +129,9 @@ def make_trainer(
       (None) from `STACK_FROM` of them on, where one program for all is worth its copies.
     samples: 0: random units answer with their expectation, in one pass; T: the answer is the mean
       softmax of T passes whose units are drawn, a Monte-Carlo estimate of the class probabilities.
-    rematerialize: gradients from above keep no more of a layer than its input, and run it once more
-      on the way down (methods of global locality; look-ahead, where "exact" runs it twice more): a
-      forward pass more, less memory, the same numbers up to rounding.
+    rematerialize: gradients from above (methods of global locality; look-ahead) keep no more of a
+      layer than its input and run it again on the way down, "exact" look-ahead twice, with lambda
+      from gradients three times: less memory, the same numbers up to rounding.
     mesh: of `make_mesh`: batches are split over its `data` axis.
 
   Returns:

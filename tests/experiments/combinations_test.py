@@ -77,9 +77,11 @@ def test_tables_say_what_was_found(tmp_path):
   target.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
   marked.write_between(target, "combinations", page)
   assert target.read_text() == f"before\n{MARKS[0]}\n{page}\n{MARKS[1]}\nafter\n"
-  target.write_text("no marks")
-  with pytest.raises(ValueError, match="once each"):
-    marked.write_between(target, "combinations", page)
+  for text in ("no marks", f"{MARKS[1]}\n{MARKS[0]}\nafter\n", MARKS[0] * 2 + MARKS[1]):
+    target.write_text(text)
+    with pytest.raises(ValueError, match="once each"):
+      marked.write_between(target, "combinations", page)
+    assert target.read_text() == text
 
 
 def test_bad_refusals_are_failures(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import config, gaps, report, results
+from experiments import config, gaps, marked, report, results
 from experiments.card import Task, traced_trainer
 from experiments.controls import matched_backprop
 from experiments.front_table import front_table
@@ -153,6 +153,13 @@ def test_a_folder_without_results_or_with_others_is_refused(tmp_path, content):
   with pytest.raises(ValueError, match="result file"):
     report.make_report(tmp_path, tmp_path)
   assert not (tmp_path / "report.md").exists()
+
+
+def test_the_front_page_shows_the_results_that_are_there(repo_root):
+  """A result file that came or went without `make report` shows here."""
+  first, last = marked.marks("results")
+  shown = (repo_root / "README.md").read_text().partition(first)[2].partition(last)[0]
+  assert shown.strip() == front_table(results.read_studies(results.FOLDER)).strip()
 
 
 def test_the_front_table_has_a_line_for_every_preset_run_in_full(tmp_path):

@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and that a cut never makes it refuse its own run."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiments import workdir
 from experiments.config import ExperimentConfig
+from fflax.training.sharding import MeshConfig
 
 
 class Killed(Exception):
@@ -60,3 +62,16 @@ def test_default_names_tell_runs_apart_and_fit_a_file_system():
     elsewhere = workdir.default_name("ff", {**overrides, "data.data_dir": "/a/b"})
     assert elsewhere == workdir.default_name("ff", overrides)
   assert workdir.default_name("ff", dict(reversed(long.items()))) == names[2]
+
+
+def test_a_folder_tells_nothing_of_the_devices_it_was_trained_on(tmp_path):
+  """Fields of the mesh come and go with versions; old runs must stay readable and resumable."""
+  wide = ExperimentConfig(mesh=MeshConfig(data=8))
+  workdir.open_run(tmp_path, wide)
+  told = json.loads((tmp_path / "config.json").read_text())
+  told["mesh"] = {"sweep": 1, "data": 8, "layer": 1}
+  (tmp_path / "config.json").write_text(json.dumps(told))
+  assert workdir.read_config(tmp_path) == ExperimentConfig()
+  workdir.claim(tmp_path, wide)
+  with pytest.raises(ValueError, match=r"it differs in epochs\): choose another workdir"):
+    workdir.claim(tmp_path, dataclasses.replace(wide, epochs=7))
