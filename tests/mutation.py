@@ -131,6 +131,13 @@ FAULTS = (
     ("tests/experiments/mesh_test.py", "-k", "forward_forward"),
   ),
   Fault(
+    "the mesh of several processes has the first one's devices only",
+    "fflax/training/sharding.py",
+    "  return [device for own in of.values() for device in own[:each]]\n",
+    "  return list(devices[:number])\n",
+    ("tests/experiments/distributed_test.py", "-k", "equal_share"),
+  ),
+  Fault(
     "a recurrent step learns through time",
     "fflax/training/recurrent_sweep.py",
     "    outs = lax.stop_gradient(outs)\n",
