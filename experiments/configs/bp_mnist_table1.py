@@ -3,8 +3,9 @@
 Command: python -m experiments.train --config=experiments/configs/bp_mnist_table1.py \\
   --config.data.data_dir=DIR [--config.numerics=int8_nearest]
 All of the table: python -m experiments.studies.grid --grid=ffint8_table1 --data_dir=DIR
-Published: see `table1` in experiments/studies/grids.py; int8 collapses with depth. Ours, cut to 5
-epochs, one seed: no collapse (three hidden layers: 2.5 % error in float32 and in int8_nearest).
+Published: see `table1` in experiments/studies/grids.py; int8 collapses with depth. Ours, 3
+seeds: no collapse (three hidden layers: 1.68 +- 0.03 % error in float32, 1.56 +- 0.12 in
+int8_nearest, 1.68 +- 0.08 in int8).
 """
 
 from ml_collections import ConfigDict
