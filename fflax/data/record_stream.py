@@ -32,7 +32,10 @@ def step_rows(
     cpu = jax.local_devices(backend="cpu")[0]
   except RuntimeError:  # JAX was started without it
     cpu = jax.local_devices()[0]
-  key = jax.device_put(key, cpu)
+  # By way of the host: a key that several processes hold together is put on no single device.
+  bits, impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+  with jax.default_device(cpu):
+    key = jax.random.wrap_key_data(bits, impl=impl)
   indices = jax.jit(batch_indices, static_argnums=(2, 3, 4, 5))
 
   @functools.lru_cache(maxsize=4)

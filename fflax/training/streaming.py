@@ -59,13 +59,21 @@ def beside(state: TrainState) -> Callable[[Any], Any]:
   arguments that are.
   """
   where = state.step.sharding if state.step.committed else None
-  return lambda arrays: jax.device_put(arrays, where)
+  if where is None or where.is_fully_addressable:
+    return lambda arrays: jax.device_put(arrays, where)
+
+  def one(x: np.ndarray) -> Array:  # `device_put` would have the processes compare every window
+    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
+
+  return lambda arrays: jax.tree.map(one, arrays)
 
 
 def feed_chunk(
   chunk: Callable[..., tuple[Any, Any]], stream: Stream, state: TrainState, window: int
 ) -> Callable[..., tuple[Any, Any]]:
   """A chunk of any length that takes its batches from the stream, from the state's step on.
+
+  Of several processes that share a batch, each reads all of it.
 
   Args:
     chunk: `(held, images, labels, num_steps) -> (held, results)`, of at most `window` steps, made
