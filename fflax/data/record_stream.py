@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fflax.data.dataset import Split
@@ -35,7 +36,7 @@ def step_rows(
   # By way of the host: a key that several processes hold together is put on no single device.
   bits, impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
   with jax.default_device(cpu):
-    key = jax.random.wrap_key_data(bits, impl=impl)
+    key = jax.random.wrap_key_data(jnp.asarray(bits), impl=impl)
   indices = jax.jit(batch_indices, static_argnums=(2, 3, 4, 5))
 
   @functools.lru_cache(maxsize=4)
