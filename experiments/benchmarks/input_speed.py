@@ -13,6 +13,7 @@ The operating system keeps files that were read in memory: a set that is larger 
 from the disk, a small one is not.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import sys
@@ -59,8 +60,9 @@ class Paths:
     self._fresh = experiment.init()  # every round begins in the order of a new run
     self._held: TrainState = jax.tree.map(jnp.copy, self._fresh)  # is trained, and donated
     self._key = role_key(self._fresh.key, Role.BATCH)
-    window = itertools.islice(stream.open(self._key, 0), self._window)
-    images, labels = (jnp.asarray(np.concatenate(p)) for p in zip(*window, strict=True))
+    with contextlib.closing(stream.open(self._key, 0)) as batches:
+      window = zip(*itertools.islice(batches, self._window), strict=True)
+      images, labels = (jnp.asarray(np.concatenate(part)) for part in window)
     self._data = images, labels
     for run in self.all().values():
       run()
@@ -83,7 +85,7 @@ class Paths:
       del num_steps
       return held, (images[0, 0, 0], labels[:1])  # waits for the window, no more
 
-    self._finish(feed_chunk(chunk, self._stream, self._fresh, self._window))
+    self._finish(chunk)
 
   def step(self) -> None:
     for first in range(0, self._steps, self._window):
@@ -92,10 +94,12 @@ class Paths:
     jax.block_until_ready(self._held)
 
   def training(self) -> None:
-    self._finish(feed_chunk(self._chunk, self._stream, self._fresh, self._window))
+    self._finish(self._chunk)
 
   def _finish(self, chunk: Any) -> None:
-    self._held, found = chunk(self._held, None, None, self._steps)
+    with contextlib.closing(self._stream.batches(self._fresh)) as batches:
+      fed = feed_chunk(chunk, batches, self._fresh, self._window)
+      self._held, found = fed(self._held, None, None, self._steps)
     jax.block_until_ready((self._held, found))
 
 

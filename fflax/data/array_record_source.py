@@ -3,7 +3,7 @@
 `NAME.array_record/` holds `train.array_record`, `test.array_record` and perhaps
 `validation.array_record`: one record an image, its raw pixels (uint8, `[H, W, C]`, all of one
 size). Beside them `labels.npz`, the labels `[N]` of each part, and `set.json`: shape, classes,
-counts and sizes of files. Nothing is ever unpickled.
+counts, sizes of files, and how often each pixel value is there. Nothing is ever unpickled.
 
 A split's `image` is then `Records` in the place of an array. `fflax.data.array_record_writer` makes
 such folders, and `fflax.data.record_stream` reads ahead of a run, with Grain (extra `stream`).
@@ -33,6 +33,7 @@ from fflax.data.npz_source import DAMAGE
 SUFFIX = ".array_record"
 FORMAT = 1
 _PARTS = ("train", "validation", "test")
+_BLOCK = 2**24  # bytes that are read at once, where all are wanted
 
 
 class Records:
@@ -40,16 +41,25 @@ class Records:
 
   Attributes:
     shape, dtype, ndim, size: of the array `[N, H, W, C]` uint8 that it stands for.
+    pixel_counts: `[C, 256]`, how often each value is there in all of them, or None: not known.
   """
 
   dtype = np.dtype(np.uint8)
   ndim = 4
 
-  def __init__(self, path: pathlib.Path, source: Any, shape: Sequence[int], rows: np.ndarray):
+  def __init__(
+    self,
+    path: pathlib.Path,
+    source: Any,
+    shape: Sequence[int],
+    rows: np.ndarray,
+    pixel_counts: np.ndarray | None = None,
+  ):
     """Images of `shape` at the numbers `rows` of an open Grain source."""
     self._path, self._source, self._rows = path, source, rows
     self.shape = (len(rows), *shape)
     self.size = math.prod(self.shape)
+    self.pixel_counts = pixel_counts
 
   def __len__(self) -> int:
     return len(self._rows)
@@ -84,7 +94,11 @@ class Records:
     """
     del copy  # there is none to share
     check_room(self._path, self.shape, "this command does not stream")
-    return np.asarray(self[:], dtype)
+    found = np.empty(self.shape, np.uint8)
+    block = max(1, _BLOCK // math.prod(self.shape[1:]))
+    for first in range(0, len(self), block):
+      found[first : first + block] = self[first : first + block]
+    return found if dtype is None else found.astype(dtype, copy=False)
 
   def select(self, rows: np.ndarray) -> "Records":
     """Those at some numbers or under a mask; nothing is read."""
@@ -104,6 +118,7 @@ class _Description(NamedTuple):
   max_value: float
   counts: dict[str, int]
   bytes: dict[str, int]
+  train_pixels: np.ndarray | None
 
 
 def load(path: str | os.PathLike[str], *, validation: int = 0, seed: int = 0) -> Dataset:
@@ -143,7 +158,8 @@ def load(path: str | os.PathLike[str], *, validation: int = 0, seed: int = 0) ->
       raise DataError(f"{file}: cannot be read ({reason(error)})") from error
     if len(source) != count:
       raise DataError(f"{file}: holds {len(source)} records, not the {count} of set.json")
-    images = Records(file, source, said.shape, np.arange(count))
+    pixels = said.train_pixels if part == "train" else None
+    images = Records(file, source, said.shape, np.arange(count), pixels)
     images[:1]  # a wrong size of records shows here, not in the first step
     parts[part] = check_split(cast(np.ndarray, images), labels[part], f"{path} ({part})")
   whole = make_dataset(
@@ -169,6 +185,7 @@ def _describe(file: pathlib.Path) -> _Description:
       float(found["max_value"]),
       dict(found["counts"]),
       dict(found["bytes"]),
+      np.array(found["train_pixels"]) if found.get("train_pixels") else None,
     )
     whole = [*said.shape, said.num_classes, *said.counts.values(), *said.bytes.values()]
     if not {"train", "test"} <= set(said.counts) <= set(_PARTS) or len(said.shape) != 3:
@@ -177,6 +194,15 @@ def _describe(file: pathlib.Path) -> _Description:
       raise ValueError("counts, bytes or max_value are not those of a set")
     if not all(isinstance(n, int) and n > 0 for n in whole):
       raise ValueError("shape, classes, counts and bytes must be positive integers")
+    height, width, channels = said.shape
+    of_a_channel, pixels = said.counts["train"] * height * width, said.train_pixels
+    if pixels is not None and not (
+      pixels.shape == (channels, 256)
+      and pixels.dtype.kind == "i"
+      and pixels.min() >= 0
+      and (pixels.sum(1) == of_a_channel).all()
+    ):
+      raise ValueError(f"train_pixels are not the counts of {of_a_channel} pixels a channel")
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f"{file}: does not describe a set ({reason(error)})") from error
   return said

@@ -12,6 +12,7 @@ import numpy as np
 
 from fflax.data.array_record_source import FORMAT, SUFFIX
 from fflax.data.dataset import DataError, reason
+from fflax.data.normalize import count_pixels
 
 # Each record alone, so that one is read without its neighbours; photographs hardly compress.
 _OPTIONS = "group_size:1,uncompressed"
@@ -48,18 +49,22 @@ def write(
     class_names: written down, where they are known.
 
   Raises:
-    DataError: the folder cannot be made, an image is not uint8 of the first one's shape, images
-      and labels differ in number, a label is out of range, or a part is empty.
+    DataError: the folder cannot be made or written, an image is not uint8 of the first one's shape,
+      images and labels differ in number, a label is out of range, or a part is empty.
   """
   from array_record.python import array_record_module
 
   path = pathlib.Path(path)
   check_target(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+  except OSError as error:
+    raise DataError(f"{path}: cannot be made ({reason(error)})") from error
   shape: tuple[int, ...] | None = None
   try:
-    sizes = {}
+    sizes: dict[str, int] = {}
+    pixels: Any = 0
     for part, (images, label) in parts.items():
       where = f"{path} ({part})"
       if len(label) and not 0 <= label.min() <= label.max() < num_classes:
@@ -75,6 +80,8 @@ def write(
             f"images of one size, here {list(shape)}"
           )
         writer.write(one.tobytes())
+        if part == "train":
+          pixels = pixels + count_pixels(one)
         count += 1
       writer.close()
       if not count or count != len(label):
@@ -90,11 +97,12 @@ def write(
       "class_names": list(class_names),
       "counts": {part: len(label) for part, (_, label) in parts.items()},
       "bytes": sizes,
+      "train_pixels": pixels.tolist(),
     }
     (unfinished / "set.json").write_text(json.dumps(said, indent=2) + "\n")
     unfinished.chmod(0o755)  # mkdtemp makes it private
     unfinished.rename(path)
-  except RuntimeError as error:  # of the writer, when the disk is full
+  except (RuntimeError, OSError) as error:  # the writer raises the first when the disk is full
     raise DataError(f"{path}: cannot be written ({reason(error)})") from error
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -71,17 +71,23 @@ def statistics(dataset: Dataset, mode: Normalization) -> tuple[np.ndarray, np.nd
   return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
+def count_pixels(image: np.ndarray) -> np.ndarray:
+  """How often each value is there, `[C, 256]` int64, of images `[..., C]` uint8."""
+  channels = (image[..., c].ravel() for c in range(image.shape[-1]))
+  return np.stack([np.bincount(pixels, minlength=256) for pixels in channels])
+
+
 def _pixel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Mean and deviation by channel, each `[C]` float64, from counts of the 256 values.
 
-  A block at a time, so that a streamed set is read once and never held.
+  A block at a time, so that a streamed set is never held, and read only if it must be.
   """
   block = max(1, _BLOCK // (image.size // len(image)))
-  counts = np.zeros((image.shape[-1], 256), np.int64)
-  for first in range(0, len(image), block):
-    pixels = image[first : first + block]
-    for channel, own in enumerate(counts):
-      own += np.bincount(pixels[..., channel].ravel(), minlength=256)
+  counts = getattr(image, "pixel_counts", None)  # written down when the set was packed
+  if counts is None:
+    counts = np.zeros((image.shape[-1], 256), np.int64)
+    for first in range(0, len(image), block):
+      counts += count_pixels(image[first : first + block])
   values, share = np.arange(256.0), counts / counts[0].sum()
   mean = share @ values
   return mean, np.sqrt(np.sum(share * np.square(values[None] - mean[:, None]), axis=1))

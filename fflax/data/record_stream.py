@@ -6,7 +6,7 @@ is to save: a stream opened at that step goes on as if it had never stopped. Ext
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class _Steps:
 
 def batches(
   split: Split, rows: Callable[[int], np.ndarray], num_steps: int, first_step: int = 0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
   """Images `[B, H, W, C]` and labels `[B]` of the steps `first_step ... num_steps - 1`.
 
   Args:
@@ -72,6 +72,9 @@ def batches(
     rows: the examples of each step, a pure function; called from several threads.
     num_steps: where the stream ends.
     first_step: where it begins.
+
+  Returns:
+    A generator; its `close` ends the threads that read ahead.
 
   Raises:
     DataError: a record cannot be read.

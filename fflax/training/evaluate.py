@@ -1,5 +1,6 @@
 """One exact pass over a split: every example counts once, whatever the batch size."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -111,10 +112,11 @@ def make_streamed_evaluate(
   def evaluate(state: TrainState) -> dict[str, Array]:
     found: list[Any] = []
     put = beside(state)
-    for i, (images, _) in enumerate(read(rows, -(-size // batch_size))):
-      found.append(predict(state, i, put(images)))
-      if i >= _DEPTH:  # the host must not pile up batches that the device has not come to
-        jax.block_until_ready(found[i - _DEPTH])
+    with contextlib.closing(read(rows, -(-size // batch_size))) as batches:
+      for i, (images, _) in enumerate(batches):
+        found.append(predict(state, i, put(images)))
+        if i >= _DEPTH:  # the host must not pile up batches that the device has not come to
+          jax.block_until_ready(found[i - _DEPTH])
     readouts, layers = jax.tree.map(lambda *parts: jnp.stack(parts), *found)
     return summary(readouts, layers, labels, predictions=False)
 

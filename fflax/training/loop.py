@@ -221,8 +221,9 @@ def train(
     scatter, chunk, gather = make_pipeline(trainer, feed, capacity, stages)
   else:
     scatter, chunk, gather = Pipeline(_same, make_chunk(trainer, feed, capacity), _same)
-  if stream is not None:
-    chunk = feed_chunk(chunk, stream, state, capacity)
+  batches = None if stream is None else stream.batches(state)
+  if batches is not None:
+    chunk = feed_chunk(chunk, batches, state, capacity)
   held: Any = scatter(state)
   del state  # donated, or in parts now
   broken_parts = jax.jit(
@@ -284,6 +285,8 @@ def train(
         if interrupted:
           raise Interrupted(interrupted, step, saved)
   finally:
+    if batches is not None:
+      batches.close()
     if writer is not None:
       writer.close()
   return gather(held)

@@ -3,11 +3,15 @@
 The host takes the batches of a few steps from a stream, sends them as one window and lets the
 ordinary chunk run over it, while it takes the next ones. The steps are the same program on the same
 examples as if the set lay on the device, so a streamed run equals that one bit for bit.
+
+At most three windows are under way: the one that is taken and two that are dispatched. A window has
+one batch at least, so in a deep pipeline whose batches are larger than `WINDOW`, three batches are
+in flight, however many stages wait for one.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -23,7 +27,7 @@ WINDOW = 64 * 2**20
 _DEPTH = 2
 """Windows that are dispatched and not known to be done."""
 
-Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+Batches = Generator[tuple[np.ndarray, np.ndarray], None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Stream:
   open: Callable[[Key, int], Batches]
   batch_size: int
   batch_bytes: int
+
+  def batches(self, state: TrainState) -> Batches:
+    """From the state's step on; to be closed."""
+    return self.open(role_key(state.key, Role.BATCH), int(state.step))
 
   def window(self, capacity: int) -> int:
     """The steps of a window, in a run whose chunks have at most `capacity`."""
@@ -69,16 +77,16 @@ def beside(state: TrainState) -> Callable[[Any], Any]:
 
 
 def feed_chunk(
-  chunk: Callable[..., tuple[Any, Any]], stream: Stream, state: TrainState, window: int
+  chunk: Callable[..., tuple[Any, Any]], batches: Batches, state: TrainState, window: int
 ) -> Callable[..., tuple[Any, Any]]:
-  """A chunk of any length that takes its batches from the stream, from the state's step on.
+  """A chunk of any length that takes its batches from a stream, one after the other.
 
   Of several processes that share a batch, each reads all of it.
 
   Args:
     chunk: `(held, images, labels, num_steps) -> (held, results)`, of at most `window` steps, made
-      with `stream.indices`.
-    stream: of the run.
+      with `Stream.indices`.
+    batches: of the run's stream, from the state's step on.
     state: where the run stands now; its device, or devices, get the windows.
     window: the steps of a window.
 
@@ -86,7 +94,6 @@ def feed_chunk(
     The same function for any number of steps, to be called for one chunk after the other; the
     arrays in the place of images and labels are not looked at.
   """
-  batches = stream.open(role_key(state.key, Role.BATCH), int(state.step))
   put = beside(state)
   under_way: collections.deque[Any] = collections.deque()
 

@@ -4,11 +4,12 @@ import json
 import pathlib
 import shutil
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from fflax.data import array_record_source, record_stream, sources
+from fflax.data import array_record_source, normalize, record_stream, sources
 from fflax.data.array_record_source import Records
 from fflax.data.array_record_writer import write
 from fflax.data.dataset import DataError, Split
@@ -87,6 +88,43 @@ def test_batches_are_those_of_the_pure_function_from_any_step(folder, shuffle):
 # --- damage ---------------------------------------------------------------------------------------
 
 
+def without_counts(path):
+  said = json.loads((path / "set.json").read_text())
+  del said["train_pixels"]
+  (path / "set.json").write_text(json.dumps(said))
+
+
+def test_pixels_are_counted_when_they_are_packed(folder, tmp_path, monkeypatch):
+  """So that no run reads the whole set for its mean; but one that holds examples out must."""
+  shutil.copytree(folder, tmp_path / "toy.array_record")
+  without_counts(tmp_path / "toy.array_record")
+  options = {"validation": 0, "seed": 1}, {"validation": 7, "seed": 1}
+  for chosen in options:
+    found = [sources.load(str(p), **chosen) for p in (folder, tmp_path / "toy.array_record")]
+    image = np.asarray(found[0].train.image)
+    expected = [image.mean((0, 1, 2)) / 200, image.std((0, 1, 2)) / 200]
+    for one in found:
+      np.testing.assert_allclose(normalize.statistics(one, "dataset"), expected, rtol=1e-6)
+  whole = sources.load(str(folder))
+  monkeypatch.setattr(Records, "__getitem__", None)
+  normalize.statistics(whole, "dataset")
+  with pytest.raises(TypeError):
+    normalize.statistics(whole._replace(train=whole.test), "dataset")
+
+
+def test_all_in_memory_takes_little_more_than_the_array(folder, monkeypatch):
+  """For `check_room` asks for no more."""
+  image = sources.load(str(folder)).train.image
+  monkeypatch.setattr(array_record_source, "_BLOCK", 2 * image.size // len(image))
+  np.asarray(image)  # what is loaded once does not count
+  tracemalloc.start()
+  np.asarray(image)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert image.size < most < 1.5 * image.size
+  assert np.asarray(image, np.float32).dtype == np.float32
+
+
 def change(**values):
   def spoil(path):
     said = json.loads((path / "set.json").read_text())
@@ -121,10 +159,18 @@ DAMAGED = {
   "negative": (change(num_classes=-1), "must be positive integers"),
   "odd parts": (change(counts={"train": 23}), "its parts are not train and test"),
   "wrong size of records": (
-    change(shape=[40, 30, 1]),
+    change(shape=[40, 30, 1], train_pixels=None),
     r"record 0 has 3600 bytes, but an image of \[40, 30, 1\] has 1200",
   ),
-  "wrong count": (change(counts={"train": 22, "test": 5}), "holds 23 records, not the 22"),
+  "wrong count": (
+    change(counts={"train": 22, "test": 5}, train_pixels=None),
+    "holds 23 records, not the 22",
+  ),
+  "odd counts": (change(train_pixels=[[1, 2], [3]]), "set.json: does not describe a set"),
+  "too few counts": (change(train_pixels=[[27600] + [0] * 255] * 2), "not the counts of 27600"),
+  "wrong counts": (change(train_pixels=[[1] * 256] * 3), "are not the counts of 27600 pixels"),
+  "negative counts": (change(train_pixels=[[27601, -1] + [0] * 254] * 3), "are not the counts"),
+  "broken counts": (change(train_pixels=[[27600.0] + [0] * 255] * 3), "are not the counts"),
   "truncated": (truncate, r"train.array_record: has \d+ bytes, not the \d+ that were written"),
   "truncated, size adjusted": (truncate_and_agree, "train.array_record: cannot be read"),
   "no file": (lambda p: (p / "test.array_record").unlink(), "test.array_record: there is no such"),
@@ -199,6 +245,20 @@ def test_write_refuses_and_leaves_nothing(tmp_path, name, part, message):
   with pytest.raises(DataError, match=message):
     write(tmp_path / name, {"train": PARTS["train"], "test": part}, num_classes=CLASSES)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(DataError, match=r"x.array_record: cannot be made \(.*Not a directory"):
+    write(tmp_path / "file" / "below" / "x.array_record", PARTS, num_classes=CLASSES)
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr("fflax.data.array_record_writer.np.savez", full)
+  with pytest.raises(DataError, match=r"x.array_record: cannot be written \(.*No space left"):
+    write(tmp_path / "x.array_record", PARTS, num_classes=CLASSES)
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_write_does_not_overwrite(folder):

@@ -23,6 +23,7 @@ BATCH_BYTES = toy.BATCH_SIZE * 4
 
 
 OPENED: list[int] = []
+CLOSED: list[int] = []
 
 
 @functools.cache
@@ -33,7 +34,10 @@ def stream() -> Stream:
   def start(key, first_step):
     OPENED.append(first_step)
     rows = np.asarray(toy.make_feed().indices(key, first_step, toy.PLAN.num_steps - first_step))
-    return ((images[i], labels[i]) for i in rows)
+    try:
+      yield from ((images[i], labels[i]) for i in rows)
+    finally:
+      CLOSED.append(first_step)
 
   return Stream(start, toy.BATCH_SIZE, BATCH_BYTES)
 
@@ -82,12 +86,14 @@ def test_equals_the_run_in_memory(repo_root):
 def test_a_fault_is_of_its_own_step(monkeypatch):
   """Rows of the windows of a chunk stand in the steps' order, and the last one's padding is cut."""
   chunks = []
+  CLOSED.clear()
   monkeypatch.setattr(streaming, "WINDOW", 3 * BATCH_BYTES)
   monkeypatch.setattr(
     loop, "make_chunk", lambda *args: chunks.append(make_chunk(*args)) or chunks[0]
   )
-  with pytest.raises(Diverged, match="in step 12 "):
+  with pytest.raises(Diverged, match="in step 12 ") as error:
     run(faults={"nan_loss_at": 12})
+  assert CLOSED == [0], f"who keeps the {error.typename} would keep the readers"
   assert chunks[0]._cache_size() == 1, "a program a window"
 
 
@@ -119,3 +125,20 @@ def test_evaluation_equals_the_one_in_memory(batch_size):
   found, expected = streamed(state), whole(state, images, labels)
   assert jax.tree.map(float, found) == jax.tree.map(float, expected)
   assert sizes == [batch_size] * -(-53 // batch_size)
+
+
+def test_an_evaluation_that_fails_closes_its_reader():
+  trainer, ends = toy.make_trainer(), []
+  images, labels = map(np.asarray, toy.make_data())
+
+  def read(rows, num_batches):
+    try:
+      for i in range(num_batches):
+        yield images[rows(i)][: 8 if i else None], None
+    finally:
+      ends.append(num_batches)
+
+  evaluate = make_streamed_evaluate(trainer, toy.preprocess, read, labels, 9, toy.NUM_CLASSES)
+  with pytest.raises(ValueError, match="scores have shape") as error:
+    evaluate(toy.make_state(trainer))
+  assert ends == [6], error
