@@ -25,6 +25,9 @@ class Stopped(Exception):
   """Work that ended early for a reason that its text names; exit code 1, without a traceback."""
 
 
+_SENTENCES = (UsageError, Stopped, DataError)
+
+
 @contextlib.contextmanager
 def checking() -> Iterator[None]:
   """Turns `ValueError` and `OSError` into `UsageError`.
@@ -73,8 +76,8 @@ def run(
 
   Flag errors, arguments that are no flags, missing configuration files, unknown configuration
   fields and `UsageError` from `main` become one sentence on stderr and exit code 2, where absl
-  alone would exit with 1; so does `Stopped`, with exit code 1. Other exceptions keep their
-  traceback. `--help` exits with 0.
+  alone would exit with 1; so do `Stopped` and `DataError` (records are read, and found damaged,
+  during the work), with exit code 1. Other exceptions keep their traceback. `--help` exits with 0.
 
   Args:
     main: gets the program's name as its only argument; None is returned for success.
@@ -90,7 +93,7 @@ def run(
   def guarded_main(args: list[str]) -> Any:
     try:
       return main(args)
-    except (UsageError, Stopped) as error:
+    except _SENTENCES as error:
       return report(error)
 
   logging.set_verbosity(logging.WARNING)  # orbax tells every file it writes; --verbosity=0 shows it
@@ -99,7 +102,7 @@ def run(
 
 def report(error: Exception) -> int:
   """Says why a command ends: one sentence, or the traceback of a fault; returns its exit code."""
-  if isinstance(error, UsageError | Stopped):
+  if isinstance(error, _SENTENCES):
     _say(error)
     return EXIT_USAGE if isinstance(error, UsageError) else EXIT_STOPPED
   traceback.print_exception(error)

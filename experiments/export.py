@@ -285,7 +285,7 @@ def show(done: Done, experiment: Experiment, out: pathlib.Path) -> None:
     )
   test = experiment.dataset.test.image
   for n in (manifest["batch_size"],) if manifest["batch_size"] else (1, 100):
-    seconds = latency(done.predict, np.resize(test, (n, *test.shape[1:])))
+    seconds = latency(done.predict, test[np.resize(np.arange(len(test)), n)])
     console.print(f"latency   {1e3 * seconds:.3g} ms for a batch of {n}, median of {CALLS} calls")
   console.print(f"exported  {out}")
 

@@ -112,6 +112,11 @@ def tell(out: pathlib.Path, train: int, test: int, classes: int) -> None:
   )
 
 
+def in_memory(name: str) -> bool:
+  """Whether a set needs no preparing."""
+  return name == "digits" or name.endswith(".npz")
+
+
 def target() -> pathlib.Path | None:
   """The file or folder to pack into, which must not exist.
 
@@ -130,6 +135,12 @@ def target() -> pathlib.Path | None:
     raise cli.UsageError("--random goes with --array_record, and without --dataset")
   if _CLASS_LIST.value and not _FOLDER.value:
     raise cli.UsageError("--class_list is for --folder")
+  prepared = _DATASET.value is not None and not in_memory(_DATASET.value)
+  if _IMAGE_SIZE.value and not (_FOLDER.value or prepared):
+    raise cli.UsageError("--image_size is for --folder and for prepared sets")
+  for flag in (_TRAIN_SPLIT, _TEST_SPLIT):
+    if flag.value != flag.default and not prepared:
+      raise cli.UsageError(f"--{flag.name} is for prepared sets")
   if _ARRAY_RECORD.value:
     out = pathlib.Path(_ARRAY_RECORD.value)
     array_record_writer.check_target(out)
@@ -148,7 +159,7 @@ def main(argv: list[str]) -> None:
       return pack_folder(_FOLDER.value, out)
     if _RANDOM.value and out is not None:
       return tell(out, *record_sets.random_images(out, _RANDOM.value))
-    if out is not None and (name == "digits" or name.endswith(".npz")):
+    if out is not None and in_memory(name):
       return pack(sources.load(name), out)
     directory = prepare(name, _DATA_DIR.value)
   print(f"{name} is prepared in {directory}")

@@ -105,9 +105,10 @@ def library_run(label: str, dataset: Dataset) -> Callable[[], None]:
     trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
   chunk = make_chunk(trainer, experiment.feed, _BATCHES.value)
   held = [jax.jit(trainer.init)(jax.random.key(0), experiment.example())]
+  images, labels = jnp.asarray(experiment.images), jnp.asarray(experiment.labels)
 
   def once() -> None:
-    held[0], (metrics, _) = chunk(held[0], experiment.images, experiment.labels, _BATCHES.value)
+    held[0], (metrics, _) = chunk(held[0], images, labels, _BATCHES.value)
     if not np.isfinite(np.asarray(metrics["loss"])).all():
       raise RuntimeError(f"the run {label!r} diverged")
 

@@ -46,8 +46,10 @@ def test_error(seed: int, epochs: int | None) -> float:
     role_key(jax.random.key(seed), Role.BATCH), jnp.int32(0), plan.num_steps
   )
 
+  images, labels = jnp.asarray(experiment.images), jnp.asarray(experiment.labels)
+
   def one(state, index):
-    batch = Batch(experiment.preprocess(None, experiment.images[index]), experiment.labels[index])
+    batch = Batch(experiment.preprocess(None, images[index]), labels[index])
     return step(state, batch)
 
   state, losses = jax.jit(lambda s, i: lax.scan(one, s, i))(state, order)

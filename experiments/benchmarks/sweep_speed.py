@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -55,9 +56,10 @@ class Alone:
       )
     own, init, chunk, evaluate = self._compiled[rate]
     state, done = init(jax.random.key(point.config.seed)), 0
+    images, labels = jnp.asarray(own.images), jnp.asarray(own.labels)
     while done < own.plan.num_steps:
       length = min(500, own.plan.num_steps - done)
-      state, _ = chunk(state, own.images, own.labels, length)
+      state, _ = chunk(state, images, labels, length)
       done += length
     return float(evaluate(state)[f"test/accuracy/{own.config.readouts[0]}"])
 

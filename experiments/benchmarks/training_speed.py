@@ -57,9 +57,10 @@ def library_epoch(experiment: Experiment) -> Callable[[], None]:
   steps = experiment.plan.num_steps // experiment.config.epochs
   chunk = make_chunk(experiment.trainer, experiment.feed, steps)
   held = [experiment.init()]
+  images, labels = jnp.asarray(experiment.images), jnp.asarray(experiment.labels)
 
   def epoch() -> None:
-    held[0], (metrics, _) = chunk(held[0], experiment.images, experiment.labels, steps)
+    held[0], (metrics, _) = chunk(held[0], images, labels, steps)
     if not np.isfinite(np.asarray(metrics["loss"])).all():
       raise RuntimeError(f"the {experiment.config.numerics} run diverged")
 
@@ -128,7 +129,7 @@ def seeds_under_vmap() -> dict:
   init_all = jax.jit(jax.vmap(init))
   one = make_chunk(experiment.trainer, experiment.feed, steps)
   every = make_chunk(experiment.trainer, experiment.feed, steps, over_seeds=True)
-  data = (experiment.images, experiment.labels, steps)
+  data = (jnp.asarray(experiment.images), jnp.asarray(experiment.labels), steps)
 
   def alone() -> None:
     for key in keys:

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -241,3 +242,31 @@ def test_a_program_says_for_which_platform_or_batch_it_cannot_be_lowered():
       jax.ShapeDtypeStruct((size, 2), "f4"),
       ("cpu",),
     )
+
+
+def test_latency_reads_no_more_images_than_a_call_needs():
+  """The test split may be larger than memory."""
+  read = []
+
+  class Images:
+    shape = (3, 2, 2, 1)
+
+    def __len__(self):
+      return 3
+
+    def __getitem__(self, rows):
+      read.append(rows.tolist())
+      return np.zeros((len(rows), 2, 2, 1), np.uint8)
+
+  file = {"bytes": 1}
+  manifest = {
+    "files": {"program.stablehlo": file, "weights.npz": file},
+    "test_accuracy": {},
+    "batch_size": 5,
+    "platforms": ["cpu"],
+    "weights": "float32",
+  }
+  same = export.Agreement(0.0, 1.0)
+  experiment = SimpleNamespace(dataset=SimpleNamespace(test=SimpleNamespace(image=Images())))
+  export.show(export.Done(manifest, lambda images: {}, same, same), experiment, pathlib.Path("x"))
+  assert read == [[0, 1, 2, 0, 1]]

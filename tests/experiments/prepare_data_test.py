@@ -91,6 +91,26 @@ def test_wrong_flags_are_one_sentence_and_exit_code_2(repo_root, arguments, sent
   assert sentence in line and done.stdout == ""
 
 
+def test_what_a_flag_would_not_change_is_refused(tmp_path):
+  out = {"array_record": str(tmp_path / "x.array_record")}
+  for source in ({"random": "mnist:20"}, {"dataset": "digits"}, {"dataset": "x.npz"}):
+    with pytest.raises(cli.UsageError, match="^--image_size is for --folder and for prepared sets"):
+      main(**out, **source, image_size=4)
+  for source in ({"random": "mnist:20"}, {"dataset": "digits"}, {"folder": str(tmp_path)}):
+    for flag in ("train_split", "test_split"):
+      with pytest.raises(cli.UsageError, match=f"^--{flag} is for prepared sets$"):
+        main(**out, **source, **{flag: "train[:9]"})
+  assert not list(tmp_path.iterdir())
+
+
+def test_damage_found_during_the_work_is_one_sentence():
+  """In every command, by what starts them all."""
+  code = "from experiments import cli\nfrom fflax.data.dataset import DataError\n"
+  code += "def main(argv): raise DataError('x: record 3\\nis cut')\ncli.run(main)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (cli.EXIT_STOPPED, "-c: x: record 3 is cut\n")
+
+
 def test_help_succeeds(repo_root):
   done = call(repo_root, "--help")
   assert done.returncode == 0 and "--dataset" in done.stdout and done.stderr == ""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,9 @@ import pytest
 
 from experiments import cli, record_sets
 from experiments.assembly import build, prove_locality
-from experiments.config import DataConfig, ExperimentConfig, fingerprint
+from experiments.config import DataConfig, ExperimentConfig
 from experiments.running import final_accuracies, restored, run_in
+from fflax.data import npz_source, sources
 from fflax.data.array_record_source import is_streamed
 from fflax.data.augment import AugmentConfig
 from fflax.training import loop, streaming
@@ -39,7 +41,11 @@ def streamed(tmp_path_factory, parsed_flags):  # noqa: F811
   """The digits as records, and the same run on them."""
   path = tmp_path_factory.mktemp("sets") / "digits.array_record"
   main(dataset="digits", array_record=str(path))
-  return build(dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, name=str(path))))
+  return build(of(path))
+
+
+def of(path):
+  return dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, name=str(path)))
 
 
 class Cut(Exception):
@@ -78,10 +84,29 @@ def cut_at(step: int):
   return update
 
 
-def test_a_set_is_the_same_run_in_memory_or_streamed():
+@pytest.mark.slow
+def test_a_set_is_the_same_run_in_memory_or_streamed(tmp_path, monkeypatch):
   """Found under its name in `data_dir`, records continue what a `.npz` began."""
-  other = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, data_dir="elsewhere"))
-  assert fingerprint(other) == fingerprint(CONFIG)
+  monkeypatch.setattr(loop, "make_chunk", functools.cache(make_chunk))
+  digits = sources.load("digits")._replace(max_value=255.0)
+  data = dataclasses.replace(CONFIG.data, name="x", data_dir=str(tmp_path))
+  config = dataclasses.replace(CONFIG, epochs=2, data=data)
+  npz_source.save(tmp_path / "x.npz", digits)
+  memory = build(config)
+  whole = run_in(memory, memory.init(), tmp_path / "whole")
+  monkeypatch.setattr("experiments.console.Bar.update", cut_at(26))
+  with pytest.raises(Cut):
+    run_in(memory, memory.init(), tmp_path / "cut")
+  monkeypatch.undo()
+
+  (tmp_path / "x.npz").unlink()
+  record_sets.from_dataset(tmp_path / "x.array_record", digits)
+  streamed = build(config)
+  assert is_streamed(streamed.dataset.train)
+  assert int(restored(streamed, tmp_path / "cut").step) == 13
+  assert bits(run_in(streamed, streamed.init(), tmp_path / "cut")) == bits(whole)
+  rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+  assert rows[0] == rows[1]
 
 
 def test_locality_is_proved_on_records(streamed):
@@ -89,11 +114,14 @@ def test_locality_is_proved_on_records(streamed):
 
 
 def test_damage_in_the_middle_of_a_run_is_one_sentence(streamed, tmp_path):
-  image = streamed.dataset.train.image
-  image._path.write_bytes(image._path.read_bytes()[:-200_000])
+  path = tmp_path / "digits.array_record"
+  shutil.copytree(streamed.dataset.train.image._path.parent, path)
+  damaged = build(of(path))
+  file = damaged.dataset.train.image._path
+  file.write_bytes(file.read_bytes()[:-200_000])
   found = r"train.array_record: (cannot be read|record \d+ has 0 bytes)"
   with pytest.raises(cli.Stopped, match=found) as error:
-    run_in(streamed, streamed.init(), tmp_path)
+    run_in(damaged, damaged.init(), tmp_path / "run")
   assert "\n" not in str(error.value)
 
 
