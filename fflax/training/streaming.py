@@ -3,6 +3,7 @@
 The host takes the batches of a few steps from a stream, sends them as one window and lets the
 ordinary chunk run over it, while it takes the next ones. The steps are the same program on the same
 examples as if the set lay on the device, so a streamed run equals that one bit for bit.
+Devices that share a batch (`mesh.data`) may round the two differently: equal up to rounding there.
 
 At most three windows are under way: the one that is taken and two that are dispatched. A window has
 one batch at least, so in a deep pipeline whose batches are larger than `WINDOW`, three batches are
