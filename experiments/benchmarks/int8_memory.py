@@ -54,6 +54,9 @@ def cases(preset: ExperimentConfig) -> dict[str, ExperimentConfig]:
       exact, lookahead=LookaheadConfig("scalar"), rematerialize=True
     ),
     RIVAL: dataclasses.replace(control, numerics="int8_dai8"),
+    f"{RIVAL}, rematerialised": dataclasses.replace(
+      control, numerics="int8_dai8", rematerialize=True
+    ),
     "backprop float32": dataclasses.replace(control, numerics="float32"),
   }
 
