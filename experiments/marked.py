@@ -2,6 +2,8 @@
 
 import pathlib
 
+from experiments import workdir
+
 
 def marks(name: str) -> tuple[str, str]:
   """The comments in which a part stands."""
@@ -20,6 +22,4 @@ def write_between(path: pathlib.Path, name: str, text: str) -> None:
   _, found, tail = rest.partition(last)
   if not found or any(old.count(mark) != 1 for mark in (first, last)):
     raise ValueError(f"{path} must hold {first} and {last}, once each and in this order")
-  unfinished = path.with_name(f".unfinished-{path.name}")
-  unfinished.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}")
-  unfinished.replace(path)
+  workdir.write_text(path, f"{head}{first}\n{text.strip()}\n{last}{tail}")

@@ -153,9 +153,14 @@ def open_run(path: pathlib.Path, config: ExperimentConfig) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON atomically: the file is whole or absent, whoever else writes it."""
+  """Writes JSON atomically, see `write_text`."""
+  write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file atomically: it is whole or as it was, whoever else writes it."""
   unfinished = path.with_name(f".unfinished-{path.name}-{platform.node()}-{os.getpid()}")
-  unfinished.write_text(json.dumps(value, indent=2) + "\n")
+  unfinished.write_text(text)
   unfinished.replace(path)
 
 

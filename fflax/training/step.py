@@ -86,10 +86,12 @@ def present_answer(
 ) -> Array | None:
   """The class scores that hard negatives are drawn from, before this step's updates."""
   if run.method.negatives_from == "scores":
+    assert run.method.score_views is not None
     # The layers' own scores, whatever they answer once they have heard each other.
-    alone = run._replace(method=run.method._replace(heard_scores=None))
-    scores = [s for s in layer_scores(alone, states, image) if s is not None]
-    return lax.stop_gradient(sum(scores[1:], scores[0]))
+    shown = run.method.score_views(image)
+    own_scores = read_layers(run, states, shown, run.method.class_scores)
+    first, *others = [s for s in own_scores if s is not None]
+    return lax.stop_gradient(sum(others, first))
   if run.method.negatives_from == "plain":
     heads = zip(run.readouts, state.readouts, strict=True)
     readout, own = next((r, s) for r, s in heads if r.loss is not None)
