@@ -45,6 +45,7 @@ from fflax.core.int8_products import (
   int8_dot_input_gradient,
   int8_dot_weight_gradient,
 )
+from fflax.core.materialize import computed_once
 from fflax.core.numerics import Numerics
 from fflax.core.quantize import Quantized, absmax_scale, quantize, rounding_noise, seed_words
 from fflax.types import Array, Key
@@ -254,7 +255,7 @@ def _rounded(
     noise = rounding_noise(seeds[role], x.shape, config.noise)
     return quantize(x, scale=scale, rounding=rounding, noise=noise).values
 
-  return Quantized(_once(values, scale), scale)
+  return Quantized(computed_once(values, scale < 0), scale)
 
 
 def _group_scale(config: Int8Config, x: Array, axis: tuple[int, ...] | None) -> Array:
@@ -267,19 +268,6 @@ def _group_scale(config: Int8Config, x: Array, axis: tuple[int, ...] | None) -> 
   return jnp.broadcast_to(scale, (*parts.shape[:2], *scale.shape[2:])).reshape(
     len(x), *scale.shape[2:]
   )
-
-
-def _once(values: Callable[[], Array], scale: Array) -> Array:
-  """`values()`, computed once and kept as int8.
-
-  XLA on a CPU would compute the values, noise and all, again in each consumer, slowly where that
-  transposes them, and keep the float operand alive for it. `lax.optimization_barrier` does not stop
-  it; a branch that it cannot foresee does.
-  """
-  if jax.default_backend() != "cpu":
-    return values()
-  zeros = jax.eval_shape(values)
-  return lax.cond(jnp.any(scale < 0), lambda: jnp.zeros(zeros.shape, zeros.dtype), values)
 
 
 def _forward(

@@ -13,6 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from fflax.core.materialize import computed_once
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.pbit_gradients import flip_gradient
 from fflax.core.pbit_units import draw, log_probability, pooled_count, seeds_per_sample, to_windows
@@ -61,7 +62,13 @@ def _sample(key: Key, v: Array, config: PbitConfig) -> tuple[Array, Array]:
   # Always three samples' worth, so that another estimator has the same first sample.
   number = seeds_per_sample(config)
   seeds = seed_words(key, 3 * number).reshape(3, number, 2)
-  return draw(seeds[0], jax.lax.stop_gradient(v), config), seeds[1:]
+  v = jax.lax.stop_gradient(v)
+  word = computed_once(lambda: draw(seeds[0], v, config), _never(seeds))
+  return word, seeds[1:]
+
+
+def _never(seeds: Array) -> Array:
+  return seeds.astype(jnp.float32) < 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -85,7 +92,8 @@ def _backward(
   config: PbitConfig, window: int, residuals: tuple, cotangents: tuple[Array, Array]
 ) -> tuple[Array, None, None]:
   v, word, slope_seeds = residuals
-  g, q = cotangents
+  # Kept: else computed for each site of a window, and by what a loss's shapes make slow.
+  g, q = computed_once(lambda: cotangents, _never(slope_seeds))
   return flip_gradient(v, word, slope_seeds, g, q, config, window), None, None
 
 
