@@ -73,7 +73,7 @@ def row(metric: str, values: Sequence[float], *, locality: str, **columns: Any) 
 
 
 def speedups(
-  seconds: Mapping[str, Sequence[float]], label: str, rivals: Sequence[str], **columns: Any
+  seconds: Mapping[str, Sequence[float]], label: str, rivals: Sequence[str], /, **columns: Any
 ) -> list[dict[str, Any]]:
   """How many times as fast `label` was as each rival that ran, round by round, with the median."""
   rows = []
