@@ -124,23 +124,24 @@ def target() -> pathlib.Path | None:
     UsageError: the flags contradict each other.
     ValueError: its name is wrong, or it exists.
   """
+  packed = bool(_NPZ.value or _ARRAY_RECORD.value)
   given = [f.value for f in (_DATASET, _FOLDER, _RANDOM) if f.value]
   if not given:
     raise cli.UsageError("--dataset is missing, for example --dataset=mnist")
   if _NPZ.value and _ARRAY_RECORD.value:
     raise cli.UsageError("give --npz or --array_record, one at a time")
-  if _FOLDER.value and (len(given) > 1 or not (_NPZ.value or _ARRAY_RECORD.value)):
+  if _FOLDER.value and (len(given) > 1 or not packed):
     raise cli.UsageError("--folder goes with --npz=FILE or --array_record, and without --dataset")
   if _RANDOM.value and (len(given) > 1 or not _ARRAY_RECORD.value):
     raise cli.UsageError("--random goes with --array_record, and without --dataset")
   if _CLASS_LIST.value and not _FOLDER.value:
     raise cli.UsageError("--class_list is for --folder")
-  prepared = _DATASET.value is not None and not in_memory(_DATASET.value)
+  prepared = packed and _DATASET.value is not None and not in_memory(_DATASET.value)
   if _IMAGE_SIZE.value and not (_FOLDER.value or prepared):
-    raise cli.UsageError("--image_size is for --folder and for prepared sets")
+    raise cli.UsageError("--image_size is for --folder and for prepared sets that are packed")
   for flag in (_TRAIN_SPLIT, _TEST_SPLIT):
     if flag.value != flag.default and not prepared:
-      raise cli.UsageError(f"--{flag.name} is for prepared sets")
+      raise cli.UsageError(f"--{flag.name} is for prepared sets that are packed")
   if _ARRAY_RECORD.value:
     out = pathlib.Path(_ARRAY_RECORD.value)
     array_record_writer.check_target(out)

@@ -98,8 +98,11 @@ def test_what_a_flag_would_not_change_is_refused(tmp_path):
       main(**out, **source, image_size=4)
   for source in ({"random": "mnist:20"}, {"dataset": "digits"}, {"folder": str(tmp_path)}):
     for flag in ("train_split", "test_split"):
-      with pytest.raises(cli.UsageError, match=f"^--{flag} is for prepared sets$"):
+      with pytest.raises(cli.UsageError, match=f"^--{flag} is for prepared sets"):
         main(**out, **source, **{flag: "train[:9]"})
+  for useless in ({"image_size": 4}, {"train_split": "train[:9]"}):
+    with pytest.raises(cli.UsageError, match="is for .*prepared sets that are packed$"):
+      main(dataset="mnist", **useless)  # nothing is packed
   assert not list(tmp_path.iterdir())
 
 
