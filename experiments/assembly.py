@@ -1,6 +1,6 @@
 """From a configuration to a run's parts: data on the device, trainer, feed, evaluation, proof."""
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +29,7 @@ from fflax.training.loop import Plan
 from fflax.training.optimizers import OptimizerConfig, for_numerics, make_optimizer
 from fflax.training.schedules import layer_epochs, make_schedule
 from fflax.training.sharding import MeshConfig, make_mesh, replicate, split_batch
+from fflax.training.spmd_pipeline import share_out
 from fflax.training.stages import check_stages
 from fflax.training.step import make_trainer
 from fflax.training.weight_store import WEIGHT_STORES
@@ -111,12 +112,12 @@ def check(config: ExperimentConfig) -> None:
   check_run(*(parts[name] for name in names))
   _check_accumulation(config, parts["method"])
   if config.mesh.layer > 1:
-    _check_pipeline(config.mesh.layer, parts)
+    _check_pipeline(config.mesh, parts)
 
 
-def _check_pipeline(num_stages: int, parts: Mapping[str, Any]) -> None:
+def _check_pipeline(mesh: MeshConfig, parts: Mapping[str, Any]) -> None:
   """A run that cannot be cut into so many stages."""
-  network = parts["network"]
+  network, num_stages = parts["network"], mesh.layer
   num_layers = len(network.layers)
   if num_stages > num_layers:
     raise ValueError(
@@ -124,6 +125,10 @@ def _check_pipeline(num_stages: int, parts: Mapping[str, Any]) -> None:
     )
   sizes = (num_layers - num_stages + 1, *(1,) * (num_stages - 1))
   check_stages(network, parts["method"], parts["schedule"], parts["lookahead"], sizes)
+  if mesh.pipeline == "spmd":
+    # The shapes, which only the data tell, may make fewer layers equal.
+    runs = [len(list(run)) for _, run in itertools.groupby(la.spec for la in network.layers)]
+    share_out(runs, num_stages, network.name)
 
 
 def _mesh(config: ExperimentConfig) -> Mesh | None:
@@ -132,9 +137,9 @@ def _mesh(config: ExperimentConfig) -> Mesh | None:
   Several processes must all have a share.
   """
   distributed.check_joined(config.distributed)
-  if config.mesh == MeshConfig() and jax.process_count() == 1:
+  if set(config.mesh.axes.values()) == {1} and jax.process_count() == 1:
     return None
-  mesh, size = make_mesh(**dataclasses.asdict(config.mesh)), config.data.batch_size
+  mesh, size = make_mesh(**config.mesh.axes), config.data.batch_size
   if mesh.shape["layer"] > 1:
     if mesh.shape["data"] > 1:
       raise ValueError("a run shares either batches or layers: set mesh.data or mesh.layer to 1")
@@ -266,6 +271,8 @@ def build(config: ExperimentConfig, dataset: Dataset | None = None) -> Experimen
   jax.eval_shape(preprocess, jax.random.key(0), dataset.train.image[:2])
   parts = trainer_parts(config, dataset.num_classes, steps_per_epoch)
   trainer = make_trainer(image_shape=dataset.train.image.shape[1:], **parts)
+  if config.mesh.layer > 1 and config.mesh.pipeline == "spmd":
+    share_out(trainer.equal_layers, config.mesh.layer, config.network)
   mesh = parts["mesh"]
   if mesh is not None:
     preprocess = _split(preprocess, mesh)

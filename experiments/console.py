@@ -1,7 +1,6 @@
 """What a person sees in the terminal: opening lines, progress bar, closing table."""
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 
@@ -42,7 +41,7 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
   console.print(
     f"fflax     python {v['python']}, jax {v['jax']}, flax {v['flax']}, {workdir.device()}"
   )
-  axes = {name: size for name, size in dataclasses.asdict(config.mesh).items() if size > 1}
+  axes = {name: size for name, size in config.mesh.axes.items() if size > 1}
   if axes:
     shared = ", ".join(f"{name} {size}" for name, size in axes.items())
     number = jax.process_count()

@@ -8,7 +8,7 @@ import jax
 
 from experiments import cli, config, console, workdir
 from experiments.assembly import Experiment, build
-from experiments.staging import choose_stages
+from experiments.staging import chosen_pipeline
 from fflax.training import checkpoint, processes
 from fflax.training.loop import Diverged, Interrupted, train
 from fflax.training.metrics import MetricsError
@@ -34,8 +34,7 @@ def run_in(
   data = experiment.dataset
   name = "validation" if data.validation else "test"
   monitor = experiment.evaluator(name, data.validation or data.test)
-  layer = experiment.config.mesh.layer
-  stages = choose_stages(experiment, layer) if layer > 1 else ()
+  pipeline = chosen_pipeline(experiment)
   try:
     with cli.working(folder), _opened(folder, experiment.config):
       first_step = checkpoint.latest_step(folder / "checkpoints") or 0
@@ -51,7 +50,7 @@ def run_in(
           directory=folder,
           fingerprint=config.fingerprint(experiment.config),
           on_row=bar.update,
-          stages=stages,
+          pipeline=pipeline,
         )
       if close is not None:
         close(state)

@@ -1,10 +1,14 @@
 """How the layers of a run are shared out over devices: by what a step of each one costs."""
 
+import functools
+
 import jax
 
 from experiments.assembly import Experiment
 from fflax.analysis.cost import count
 from fflax.analysis.pipeline_schedule import balance
+from fflax.training.pipeline import MakePipeline, make_pipeline
+from fflax.training.spmd_pipeline import make_spmd_pipeline, share_out
 from fflax.types import Batch
 
 
@@ -39,3 +43,18 @@ def choose_stages(experiment: Experiment, num_stages: int) -> tuple[int, ...]:
     ValueError: there are fewer layers than stages, or the run cannot be pipelined; one sentence.
   """
   return balance(layer_costs(experiment), num_stages)
+
+
+def chosen_pipeline(experiment: Experiment) -> MakePipeline | None:
+  """The pipeline that the configuration asks for; None: all layers stay on one device.
+
+  Raises:
+    ValueError: see `choose_stages` and `share_out`.
+  """
+  mesh = experiment.config.mesh
+  if mesh.layer == 1:
+    return None
+  if mesh.pipeline == "mpmd":
+    return functools.partial(make_pipeline, sizes=choose_stages(experiment, mesh.layer))
+  share = share_out(experiment.trainer.equal_layers, mesh.layer, experiment.network.name)
+  return functools.partial(make_spmd_pipeline, share=share, num_devices=mesh.layer)

@@ -382,6 +382,7 @@ class Trainer(NamedTuple):
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
     stages: `(sizes) -> fflax.training.stages.Stages`: the step, cut for a pipeline; or None.
+    equal_layers: lengths of the runs of equal neighbours that the L layers make.
   """
 
   init: Callable[[Key, Batch], TrainState]
@@ -395,6 +396,7 @@ class Trainer(NamedTuple):
   schedule: Schedule = Schedule("simultaneous")
   locality: Locality = "strict"
   stages: Callable[[Sequence[int]], Any] | None = None
+  equal_layers: tuple[int, ...] = ()
 
 
 Optimizer = optax.GradientTransformation

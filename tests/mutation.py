@@ -403,6 +403,13 @@ FAULTS = (
     "key, read, plain = step_key(state.key, 0), list(message.read), message.plain",
     ("tests/training/pipeline_test.py", "-k", "ordinary_run"),
   ),
+  Fault(
+    "every device of a pipeline in one program draws as the first one",
+    "fflax/training/spmd_pipeline.py",
+    "(at(i, own), message, here * each)",
+    "(at(i, own), message, here * 0)",
+    ("tests/training/pipeline_test.py", "-k", "ordinary_run"),
+  ),
 )
 
 

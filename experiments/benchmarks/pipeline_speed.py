@@ -1,7 +1,7 @@
 """A pipeline over several cores against one core, and against what the simulator says.
 
   python -m experiments.benchmarks.pipeline_speed [--stages=2] [--sizes=1000,...] [--rounds=5]
-    [--processes=2]
+    [--processes=2] [--spmd]
 
 Forward-Forward on a perceptron, random images of MNIST's size, in float32 (time does not depend on
 the images). Two processes take turns: one has one core and trains as ever; the other has as many
@@ -14,7 +14,10 @@ as many micro-batches as stages times four) is predicted from the same times, a 
 the way up.
 
 With `--processes=2` the pipeline is shared by two processes, each on cores of its own, that send
-each other messages over the loopback; results go into a file of their own.
+each other messages over the loopback; with `--spmd` another worker trains the pipeline as one
+program (`mesh.pipeline='spmd'`), to be compared with both, for which layers should be equal:
+`--spmd --sizes=794,794,794,794,794,794,794,794` (pixels and label are 794). Results of these go
+into files of their own.
 """
 
 import dataclasses
@@ -41,8 +44,9 @@ from experiments.staging import choose_stages, layer_costs
 from fflax.analysis import pipeline_schedule
 from fflax.data.dataset import Dataset, Split
 from fflax.training.chunk import make_chunk
-from fflax.training.pipeline import make_pipeline
+from fflax.training.pipeline import MakePipeline, make_pipeline
 from fflax.training.sharding import MeshConfig
+from fflax.training.spmd_pipeline import make_spmd_pipeline, share_out
 from fflax.types import Batch
 
 _COMMAND = "python -m experiments.benchmarks.pipeline_speed"
@@ -79,9 +83,9 @@ def alone(experiment: Experiment, steps: int) -> Callable[[], None]:
   return run
 
 
-def pipelined(experiment: Experiment, sizes: Sequence[int], steps: int) -> Callable[[], None]:
+def pipelined(experiment: Experiment, make: MakePipeline, steps: int) -> Callable[[], None]:
   """The same in a pipeline over the first devices, filled and drained every time."""
-  pipeline = make_pipeline(experiment.trainer, experiment.feed, steps, sizes)
+  pipeline = make(experiment.trainer, experiment.feed, steps)
   held = [pipeline.scatter(experiment.init())]
 
   def run() -> None:
@@ -134,19 +138,25 @@ def rows(
   processes: int = 1,
 ) -> list[dict[str, Any]]:
   """The measured gain beside the predicted ones."""
+  widths = ",".join(map(str, experiment.config.networks["mlp"]["sizes"]))
   columns: dict[str, Any] = {
     "method": experiment.method.name,
-    "network": f"mlp {'-'.join(map(str, experiment.config.networks['mlp']['sizes']))}",
+    "network": f"mlp {widths.replace(',', '-')}",
     "numerics": experiment.config.numerics,
     "dataset": f"random images, batch {experiment.config.data.batch_size}",
     "stages": list(sizes),
     "steps": steps,
     "locality": experiment.trainer.locality,
-    "command": _COMMAND + (f" --processes={processes}" if processes > 1 else ""),
+    "command": _COMMAND
+    + (f" --processes={processes}" if processes > 1 else "")
+    + (f" --spmd --sizes={widths}" if "one program" in seconds else ""),
     "processes": processes,
   }
   macs = pipeline_schedule.stage_costs(layer_costs(experiment), sizes)
   measured = results.speedups(seconds, "pipeline", ("one core",), preset="measured", **columns)
+  if "one program" in seconds:
+    rivals = ("one core", "pipeline")
+    measured += results.speedups(seconds, "one program", rivals, preset="one program", **columns)
   found = [{**r, "seconds": seconds} for r in measured]
   for name, value in predictions(times, macs, steps).items():
     predicted = results.row(
@@ -231,8 +241,8 @@ def serve(run: Callable[[], None], greeting: Any) -> None:
     print(json.dumps(time.perf_counter() - start), flush=True)
 
 
-def _chosen() -> tuple[Experiment, tuple[int, ...]]:
-  """The experiment of the flags, and the layers of each stage."""
+def _chosen() -> tuple[Experiment, tuple[int, ...], MakePipeline]:
+  """The experiment of the flags, the layers of each stage, and the worker's pipeline."""
   values = flags.FLAGS
   with cli.checking():
     widths = [int(n) if n.strip().isdigit() else 0 for n in values.sizes]
@@ -244,18 +254,23 @@ def _chosen() -> tuple[Experiment, tuple[int, ...]]:
       )
     if not values.role:
       _cores(values.stages)
-    several = values.role == "pipeline" and values.processes > 1
+    several = values.role not in ("", "one core") and values.processes > 1
     shared = values.stages if several else 1
     experiment = make_experiment(widths, values.batch, (28, 28, 1), shared)
-    return experiment, choose_stages(experiment, values.stages)
+    sizes = choose_stages(experiment, values.stages)
+    if not values.spmd or values.role == "pipeline":
+      return experiment, sizes, functools.partial(make_pipeline, sizes=sizes)
+    share = share_out(experiment.trainer.equal_layers, values.stages, experiment.network.name)
+    make = functools.partial(make_spmd_pipeline, share=share, num_devices=values.stages)
+    return experiment, sizes, make
 
 
 def _work(role: str) -> int:
   """What a worker does."""
   steps = flags.FLAGS.steps
-  experiment, sizes = _chosen()
-  if role == "pipeline":
-    serve(pipelined(experiment, sizes, steps), None)
+  experiment, sizes, make = _chosen()
+  if role != "one core":
+    serve(pipelined(experiment, make, steps), None)
   else:
     serve(alone(experiment, steps), stage_seconds(experiment, sizes, 2 * steps))
   return 0
@@ -265,16 +280,18 @@ def main(argv: list[str]) -> int:
   del argv
   values = flags.FLAGS
   if values.role:
-    several = values.role == "pipeline" and values.processes > 1
+    several = values.role != "one core" and values.processes > 1
     others = DistributedConfig(values.address, values.processes, values.process)
     with joined(others if several else DistributedConfig()):
       return _work(values.role)
-  experiment, sizes = _chosen()
+  experiment, sizes, _ = _chosen()
   steps, processes = values.steps, values.processes
   workers = {
     "one core": Worker("one core", 1),
     "pipeline": Worker("pipeline", values.stages, processes),
   }
+  if values.spmd:
+    workers["one program"] = Worker("one program", values.stages, processes)
   seconds: dict[str, list[float]] = {name: [] for name in workers}
   for i in range(values.rounds):
     for name, worker in workers.items():
@@ -286,14 +303,16 @@ def main(argv: list[str]) -> int:
   found = rows(experiment, sizes, seconds, times, steps, processes)
   for r in found:
     console.print(f"{r['metric']:18s} {r['preset']:28s} {r.get('median', r['mean']):8.3f}")
-  study = "pipeline_speed" if processes == 1 else "pipeline_speed_processes"
+  study = "pipeline_speed" + "_spmd" * values.spmd + "_processes" * (processes > 1)
   console.print(f"results   {results.write_study(study, found)}")
   return 0
 
 
 if __name__ == "__main__":
   # Here, so that a test may import this module beside another benchmark with the same flags.
-  flags.DEFINE_enum("role", "", ["", "one core", "pipeline"], "of a worker; set by the benchmark")
+  roles = ["", "one core", "pipeline", "one program"]
+  flags.DEFINE_enum("role", "", roles, "of a worker; set by the benchmark")
+  flags.DEFINE_bool("spmd", False, "whether the pipeline as one program is a rival, too")
   flags.DEFINE_integer("process", -1, "of a worker; set by the benchmark")
   flags.DEFINE_string("address", "", "of worker 0; set by the benchmark")
   flags.DEFINE_integer("processes", 1, "processes that share the stages", lower_bound=1)

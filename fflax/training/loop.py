@@ -23,7 +23,7 @@ import numpy as np
 from fflax.training import checkpoint, processes
 from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
-from fflax.training.pipeline import Pipeline, make_pipeline
+from fflax.training.pipeline import MakePipeline, Pipeline
 from fflax.training.streaming import feed_chunk
 from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
 
@@ -148,8 +148,10 @@ def first_failure(
   return int(row), names[column]
 
 
-def _same(state: TrainState) -> TrainState:
-  return state
+def _alone(trainer: Trainer, feed: Feed, capacity: int) -> Pipeline:
+  """All layers on one device."""
+  same = lambda state: state  # noqa: E731
+  return Pipeline(same, make_chunk(trainer, feed, capacity), same)
 
 
 def is_broken(params: PyTree) -> Array:
@@ -170,7 +172,7 @@ def train(
   directory: Path | None = None,
   fingerprint: str = "",
   on_row: Callable[[Row], None] | None = None,
-  stages: Sequence[int] = (),
+  pipeline: MakePipeline | None = None,
 ) -> TrainState:
   """Trains from `state`, or from the newest checkpoint in `directory`, to the end of the plan.
 
@@ -190,7 +192,7 @@ def train(
       nothing. Several processes must all see it.
     fingerprint: identifies the run's configuration; checkpoints of another one are refused.
     on_row: is told every row, for a progress bar; in the first process.
-    stages: of a pipeline, how many layers each of the first devices has; (): all are on one.
+    pipeline: spreads the layers over devices; None: all are on one.
 
   Raises:
     Diverged: a loss or parameter is NaN or infinite; such a state is never saved.
@@ -217,10 +219,7 @@ def train(
   stream, capacity = feed.stream, min(plan.log_every, plan.num_steps)
   if stream is not None:
     capacity, feed = stream.window(capacity), feed._replace(indices=stream.indices)
-  if stages:
-    scatter, chunk, gather = make_pipeline(trainer, feed, capacity, stages)
-  else:
-    scatter, chunk, gather = Pipeline(_same, make_chunk(trainer, feed, capacity), _same)
+  scatter, chunk, gather = (pipeline or _alone)(trainer, feed, capacity)
   batches = None if stream is None else stream.batches(state)
   if batches is not None:
     chunk = feed_chunk(chunk, batches, state, capacity)

@@ -45,7 +45,7 @@ class Pipeline(NamedTuple):
   """A run over several devices.
 
   Attributes:
-    scatter: `(state) -> parts`; copies.
+    scatter: `(state) -> parts`, which only `chunk` and `gather` look into; copies.
     chunk: `(parts, images, labels, num_steps) -> (parts, (metrics, failed))`: as a `Chunk` of
       `fflax.training.chunk`, on parts, which are donated; it does not wait for its end.
     gather: `(parts) -> state`, all of it on this process's first device.
@@ -54,6 +54,32 @@ class Pipeline(NamedTuple):
   scatter: Callable[[TrainState], Parts]
   chunk: Callable[[Parts, Array, Array, int], tuple[Parts, tuple[Metrics, Metrics]]]
   gather: Callable[[Parts], TrainState]
+
+
+MakePipeline = Callable[[Trainer, Feed, int], Pipeline]
+"""Of a trainer, a feed and the most steps of one chunk."""
+
+
+def cut(trainer: Trainer, sizes: Sequence[int]) -> Stages:
+  """The trainer's step in stages of so many layers.
+
+  Raises:
+    ValueError: it cannot be cut so; one sentence.
+  """
+  if trainer.stages is None:
+    raise ValueError("a trainer that shares each batch over devices has no stages: use one of them")
+  return trainer.stages(sizes)
+
+
+def whole_rows(parts: Sequence[Metrics]) -> Metrics:
+  """`[steps, L]` from the stages' `[steps, layers]`; NaN where layers do not report."""
+  whole = {}
+  for name in sorted({n for rows in parts for n in rows}):
+    nan = [jnp.full_like(rows["loss"], jnp.nan) for rows in parts]
+    columns = [rows.get(name, none) for rows, none in zip(parts, nan, strict=True)]
+    scalar = columns[-1].ndim == 1  # of a readout
+    whole[name] = columns[-1] if scalar else jnp.concatenate(columns, axis=1)
+  return whole
 
 
 def make_pipeline(
@@ -76,9 +102,7 @@ def make_pipeline(
   Raises:
     ValueError: the run cannot be pipelined, or there are too few devices; one sentence.
   """
-  if trainer.stages is None:
-    raise ValueError("a trainer that shares each batch over devices has no stages: use one of them")
-  stages: Stages = trainer.stages(sizes)
+  stages = cut(trainer, sizes)
   if devices is None:
     devices = equal_share(jax.devices(), len(sizes), f"a pipeline of {len(sizes)} stages")
   found = list(devices)
@@ -150,14 +174,8 @@ def make_pipeline(
   shapes: dict[str, list] = {}
 
   @jax.jit
-  def whole_rows(parts: Sequence[Metrics]) -> tuple[Metrics, Metrics]:
-    """`[capacity, L]` from the stages' `[capacity, layers]`; NaN where layers do not report."""
-    whole = {}
-    for name in sorted({n for rows in parts for n in rows}):
-      nan = [jnp.full_like(rows["loss"], jnp.nan) for rows in parts]
-      columns = [rows.get(name, none) for rows, none in zip(parts, nan, strict=True)]
-      scalar = columns[-1].ndim == 1  # of a readout
-      whole[name] = columns[-1] if scalar else jnp.concatenate(columns, axis=1)
+  def results(parts: Sequence[Metrics]) -> tuple[Metrics, Metrics]:
+    whole = whole_rows(parts)
     return whole, failures(whole)
 
   def scatter(state: TrainState) -> Parts:
@@ -199,6 +217,6 @@ def make_pipeline(
       under_way.append(done)
       if len(under_way) > _DEPTH * len(sizes):
         under_way.popleft().block_until_ready()
-    return tuple(now), whole_rows(to_all(rows, "rows"))
+    return tuple(now), results(to_all(rows, "rows"))
 
   return Pipeline(scatter, chunk, gather)

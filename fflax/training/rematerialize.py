@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
+from fflax.training.branches import in_branch, surely
 from fflax.types import Array, PyTree
 
 
@@ -18,16 +17,12 @@ def pull_again(f: Callable[..., PyTree], witness: Array, *args: PyTree) -> Calla
 
   Args:
     f: of arrays with gradients; what else it needs, it may close over, but has no gradient of.
-    witness: any integer array that the compiler does not know, so that it must keep the branch,
-      which is always taken: no number in it may be the least of its type.
+    witness: any integer array that the compiler does not know, see `fflax.training.branches`.
     *args: of `f`.
   """
 
   def pull(cotangents: PyTree) -> tuple:
-    own = lambda: jax.vjp(f, *args)[1](cotangents)  # noqa: E731
-    shapes = jax.eval_shape(own)
-    nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
-    return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, own, nothing)
+    return in_branch(surely(witness), lambda: jax.vjp(f, *args)[1](cotangents))
 
   return pull
 

@@ -29,21 +29,35 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from fflax.types import Array, Batch, Layer, LayerOut, Metrics, Network, PyTree, Trainer, TrainState
 
 AXES = ("sweep", "data", "layer")
+PIPELINES = ("mpmd", "spmd")
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """How many devices a run shares its work over; at most one of the two is above 1.
+  """How many devices a run shares its work over; at most one of the two numbers is above 1.
 
   Attributes:
     data: parts of every batch.
     layer: parts of the network, in a pipeline.
+    pipeline: "mpmd": a program for each part, of any layers (`fflax.training.pipeline`); "spmd":
+      one program for all, of equal layers (`fflax.training.spmd_pipeline`).
   """
 
   data: int = 1
   layer: int = 1
+  pipeline: str = "mpmd"
+
+  def __post_init__(self) -> None:
+    """Refuses an unknown kind of pipeline."""
+    if self.pipeline not in PIPELINES:
+      raise ValueError(f"mesh.pipeline must be one of {PIPELINES}, not {self.pipeline!r}")
+
+  @property
+  def axes(self) -> dict[str, int]:
+    """The sizes of the mesh's axes."""
+    return {"data": self.data, "layer": self.layer}
 
 
 def equal_share(devices: Sequence[jax.Device], number: int, who: str) -> list[jax.Device]:

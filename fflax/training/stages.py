@@ -7,6 +7,7 @@ bit, as tested on CPU devices). What one
 batch needs of all layers at once rides along with it: features, for readouts above the last stage.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,11 +16,23 @@ from jax import lax
 from fflax.core import tags
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import stack_states, unstack_states
+from fflax.training.branches import in_branch, surely
 from fflax.training.layer_step import Run, load_params, read_views
 from fflax.training.lookahead import Lookahead
 from fflax.training.readout_step import train_readouts
 from fflax.training.sweeps import eval_layer, per_layer, sweep_blocks
-from fflax.types import Array, Batch, Method, Metrics, Network, PyTree, Schedule, TrainState
+from fflax.types import (
+  Array,
+  Batch,
+  LayerState,
+  Method,
+  Metrics,
+  Network,
+  PyTree,
+  ReadoutState,
+  Schedule,
+  TrainState,
+)
 
 
 class Message(NamedTuple):
@@ -46,12 +59,17 @@ class Stages(NamedTuple):
     enter: `(state, batch) -> Message` for the first stage, whose state tells the key and the step.
     steps: one a stage, `(state, message) -> (state, message, metrics)`: the state of its layers
       alone; metrics `[layers of the stage]`, and those of the readouts from the last.
+    layers: the same without readouts, `(state, message, offset) -> (layers, message, metrics)`, and
+      each layer compiled by itself; one serves equal layers that stand `offset` further up.
+    readouts: `(state, message) -> (readouts, metrics)`: trained on all that the message has read.
     split: the state of a run -> one `TrainState` a stage; the last one has the readouts.
     join: its inverse.
   """
 
   enter: Callable[[TrainState, Batch], Message]
   steps: tuple[Callable[[TrainState, Message], tuple[TrainState, Message, Metrics]], ...]
+  layers: tuple[Callable[..., tuple[tuple[LayerState, ...], Message, Metrics]], ...]
+  readouts: Callable[[TrainState, Message], tuple[tuple[ReadoutState, ...], Metrics]]
   split: Callable[[TrainState], tuple[TrainState, ...]]
   join: Callable[[Sequence[TrainState]], TrainState]
 
@@ -115,48 +133,81 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
     plain = run.method.plain_view(batch.image)[None] if own_pass else ()
     return Message(x, batch.label, plain)
 
-  def make_step(stage: int) -> Callable:
-    first, own_blocks, is_last = firsts[stage], blocks[stage], stage == len(sizes) - 1
+  def make_layers(stage: int, apart: bool) -> Callable:
+    first, own_blocks = firsts[stage], blocks[stage]
 
-    def step(state: TrainState, message: Message) -> tuple[TrainState, Message, Metrics]:
+    def learn(
+      state: TrainState, message: Message, offset: Array | int = 0
+    ) -> tuple[tuple[LayerState, ...], Message, Metrics]:
       key, read, plain = step_key(state.key, state.step), list(message.read), message.plain
       if own_pass:
         for i, own in enumerate(unstack_states(state.layers, own_blocks), first):
-          out, plain = eval_layer(run, i, load_params(run, own), own.stats, plain)
-          read.append(read_views(run.method, out, plain)[0])
+          look = functools.partial(_look, run, i)
+          args = (own, plain)
+          seen, plain = in_branch(surely(message.label), look, *args) if apart else look(*args)
+          read.append(seen)
       layers, x, rows, heard = sweep_blocks(
-        run, first, own_blocks, state.layers, message.x, message.label, key
+        run,
+        first,
+        own_blocks,
+        state.layers,
+        message.x,
+        message.label,
+        key,
+        offset=offset,
+        apart=apart,
       )
       if run.readouts_listen:
         read += [r[0] for r in heard]
-      metrics, readouts = per_layer(rows), state.readouts
-      above = Message(x, message.label, plain, tuple(read))
+      return layers, Message(x, message.label, plain, tuple(read)), per_layer(rows)
+
+    return learn
+
+  def readouts(state: TrainState, message: Message) -> tuple[tuple[ReadoutState, ...], Metrics]:
+    if not message.read:
+      return state.readouts, {}
+    # As the ordinary step marks it: a pass in evaluation mode reads no counts.
+    with tags.counts(0 if own_pass else counted):
+      key = step_key(state.key, state.step)
+      return train_readouts(run, state, message.read, message.label, key)
+
+  def make_step(stage: int) -> Callable:
+    learn, is_last = make_layers(stage, False), stage == len(sizes) - 1
+
+    def step(state: TrainState, message: Message) -> tuple[TrainState, Message, Metrics]:
+      own, above, metrics = learn(state, message)
+      heads = state.readouts
       if is_last:
-        above = Message((), message.label)
-        if read:
-          # As the ordinary step marks it: a pass in evaluation mode reads no counts.
-          with tags.counts(0 if own_pass else counted):
-            readouts, more = train_readouts(run, state, tuple(read), message.label, key)
-          metrics |= more
-      return TrainState(state.step + 1, state.key, layers, readouts), above, metrics
+        heads, more = readouts(state, above)
+        above, metrics = Message((), message.label), {**metrics, **more}
+      return TrainState(state.step + 1, state.key, own, heads), above, metrics
 
     return step
 
+  layers = tuple(make_layers(i, True) for i in range(len(sizes)))
+
   def split(state: TrainState) -> tuple[TrainState, ...]:
-    layers, parts = unstack_states(state.layers, run.blocks), []
+    each, parts = unstack_states(state.layers, run.blocks), []
     for stage, (first, n) in enumerate(zip(firsts, sizes, strict=True)):
-      readouts = state.readouts if stage == len(sizes) - 1 else ()
-      own = stack_states(layers[first : first + n], blocks[stage])
-      parts.append(TrainState(state.step, state.key, own, readouts))
+      heads = state.readouts if stage == len(sizes) - 1 else ()
+      own = stack_states(each[first : first + n], blocks[stage])
+      parts.append(TrainState(state.step, state.key, own, heads))
     return tuple(parts)
 
   def join(parts: Sequence[TrainState]) -> TrainState:
     pairs = zip(parts, blocks, strict=True)
-    layers = [s for part, own in pairs for s in unstack_states(part.layers, own)]
+    each = [s for part, own in pairs for s in unstack_states(part.layers, own)]
     last = parts[-1]
-    return TrainState(last.step, last.key, stack_states(layers, run.blocks), last.readouts)
+    return TrainState(last.step, last.key, stack_states(each, run.blocks), last.readouts)
 
-  return Stages(enter, tuple(make_step(i) for i in range(len(sizes))), split, join)
+  steps = tuple(make_step(i) for i in range(len(sizes)))
+  return Stages(enter, steps, layers, readouts, split, join)
+
+
+def _look(run: Run, index: int, state: LayerState, plain: PyTree) -> tuple[Array, PyTree]:
+  """What trained readouts read of a layer in a pass of their own, and what it hands on."""
+  out, plain = eval_layer(run, index, load_params(run, state), state.stats, plain)
+  return read_views(run.method, out, plain)[0], plain
 
 
 def _cut(blocks: Sequence[int], start: int, stop: int) -> tuple[int, ...]:

@@ -336,5 +336,6 @@ def make_trainer(
     schedule=run.schedule,
     locality=locality,
     stages=functools.partial(make_stages, run, own_pass) if mesh is None else None,
+    equal_layers=find_blocks(network.layers, inputs, states),
   )
   return trainer if mesh is None else data_parallel(trainer, mesh)

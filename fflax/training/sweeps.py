@@ -9,6 +9,7 @@ from jax import lax
 from fflax.core.absorption import dense
 from fflax.random import Role, layer_key
 from fflax.training.blocks import unstack_states
+from fflax.training.branches import in_branch, surely
 from fflax.training.layer_step import (
   Handed,
   Run,
@@ -69,8 +70,13 @@ def sweep_blocks(
   weights: Array | None = None,
   modes: Array | None = None,
   heard: Array | None = None,
+  offset: Array | int = 0,
+  apart: bool = False,
 ) -> tuple[tuple[LayerState, ...], Handed, list[Metrics], tuple[PyTree, ...]]:
   """The strict step of the layers from `first` on that stand in these blocks.
+
+  They stand for those `offset` layers further up, which must be equal ones; keys are of these.
+  With `apart`, each is compiled by itself (`fflax.training.branches`), as those of a scan are.
 
   Returns:
     New states by block, what the last of them hands on, and of each layer its metrics and what
@@ -90,21 +96,20 @@ def sweep_blocks(
       return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode, heard)
 
     if block == 1:
-      new, (x, shown), metrics = one(block_state, x, first)
+      args = (block_state, x, first + offset)
+      new, (x, shown), metrics = in_branch(surely(label), one, *args) if apart else one(*args)
       rows.append(metrics)
       read.append(shown)
     else:
       # The stacked state is carried and updated in place: one copy of the parameters, not two.
       def body(
-        carry: tuple[Handed, PyTree], j: Array, first: int = first, size: int = block, one=one
+        carry: tuple[Handed, PyTree], j: Array, first=first + offset, size: int = block, one=one
       ) -> tuple[tuple[Handed, PyTree], tuple[Metrics, PyTree]]:
         x, stacked = carry
         mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
         # The branch is always taken. It keeps the compiler from recomputing new values out of old
         # ones while it writes them, for which it would hold a second copy of the whole stack.
-        args = (mine, x, first + j)
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *args))
-        mine, (x, shown), metrics = lax.cond(j < size, one, lambda *_: nothing, *args)
+        mine, (x, shown), metrics = in_branch(j < size, one, mine, x, first + j)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
         return (x, jax.tree.map(put, stacked, mine)), (metrics, shown)
 

@@ -74,6 +74,7 @@ def test_eight_devices_find_what_one_finds(case, group):
     ({"mesh": {"data": 0}}, "mesh.data must be at least 1, not 0"),
     ({"mesh": {"layer": -2}}, "mesh.layer must be at least 1, not -2"),
     ({"mesh": {"rows": 2}}, "unknown field 'rows' of mesh"),
+    ({"mesh": {"pipeline": "1f1b"}}, "mesh.pipeline must be one of ('mpmd', 'spmd'), not '1f1b'"),
   ],
 )
 def test_impossible_meshes_are_refused_without_data(changes, sentence):
@@ -131,20 +132,28 @@ def test_a_pipeline_is_the_run_on_one_device(tmp_path):
   for flag, sentence in (
     ("--config.mesh.layer=4", "mesh.layer=4: network 'mlp' has 3 layers to share out"),
     ("--config.mesh.data=2", "a run shares either batches or layers"),
+    ("--config.networks.mlp.sizes=(48,32,16)", "network 'mlp' has 1: use mesh.pipeline='mpmd'"),
     ("--config.method=backprop", "those of method 'backprop' are global in this run"),
     ("--config.schedule=alternating", "under schedule 'alternating' layers take turns"),
   ):
     # Before the data, which are not there, are looked for.
     none = ("--config.data.name=mnist", f"--config.data.data_dir={tmp_path}")
-    done = with_devices("experiments.train", *args, *none, "--config.mesh.layer=2", flag)
+    two = ("--config.mesh.layer=2", "--config.mesh.pipeline=spmd")
+    done = with_devices("experiments.train", *args, *none, *two, flag)
     assert done.returncode == 2 and sentence in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
 
+  # By its shapes, which come with the data, one layer fewer is equal.
+  unequal = ("--config.networks.mlp.sizes=(32,32)", f"--workdir={tmp_path / 'unequal'}")
+  done = with_devices("experiments.train", *args, *unequal, *two)
+  assert done.returncode == 2 and "network 'mlp' has 1: use" in done.stderr, done.stderr
+  assert not (tmp_path / "unequal").exists()
+
   rows = []
-  for name, first in (("one", "1"), ("two", "2")):
-    own = (*args, f"--workdir={tmp_path / name}")
-    done = with_devices("experiments.train", *own, f"--config.mesh.layer={first}")
+  for name, *mesh in (("one",), ("mpmd", "layer=2"), ("spmd", "layer=2", "pipeline=spmd")):
+    own = (*args, f"--workdir={tmp_path / name}", *(f"--config.mesh.{m}" for m in mesh))
+    done = with_devices("experiments.train", *own)
     assert done.returncode == 0, done.stderr
-    assert ("mesh      layer 2: 2 devices" in done.stdout) == (first == "2")
+    assert ("mesh      layer 2: 2 devices" in done.stdout) == bool(mesh)
     rows.append((tmp_path / name / "metrics.jsonl").read_bytes())
-  assert rows[0] == rows[1]
+  assert rows[0] == rows[1] == rows[2]

@@ -3,6 +3,7 @@
 What it measures is not tested.
 """
 
+import functools
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from experiments.assembly import build
 from experiments.benchmarks import pipeline_speed
 from experiments.config import load_preset
 from experiments.staging import choose_stages, layer_costs
+from fflax.training.pipeline import make_pipeline
 from tests.experiments.assembly_test import tiny
 
 WIDTHS, BATCH = (12, 12, 6), 4
@@ -26,7 +28,9 @@ def test_smoke():
   times = pipeline_speed.stage_seconds(experiment, sizes, 3)
   runs = {
     "one core": pipeline_speed.alone(experiment, 3),
-    "pipeline": pipeline_speed.pipelined(experiment, (3,), 3),
+    "pipeline": pipeline_speed.pipelined(
+      experiment, functools.partial(make_pipeline, sizes=(3,)), 3
+    ),
   }
   seconds: dict[str, list[float]] = {name: [] for name in runs}
   for name, run in runs.items():
@@ -37,6 +41,12 @@ def test_smoke():
   rows = pipeline_speed.rows(experiment, sizes, seconds, times, 3)
   values = {(r["metric"], r["preset"]): r["values"] for r in rows}
   assert len(values["speedup", "measured"]) == 2
+  assert all(r["preset"] != "one program" and "--spmd" not in r["command"] for r in rows)
+  seconds["one program"] = seconds["pipeline"]
+  both = pipeline_speed.rows(experiment, sizes, seconds, times, 3)
+  one = [r for r in both if r["preset"] == "one program"]
+  assert [r["rival"] for r in one] == ["one core", "pipeline"] and one[1]["values"] == [1, 1]
+  assert one[0]["command"].endswith(" --spmd --sizes=12,12,6")
   # Three batches in stages of 552 and 216.
   [predicted] = values["predicted_speedup", "of multiply-accumulates"]
   assert predicted == pytest.approx(3 * 768 / (768 + 2 * 552), rel=1e-5)

@@ -1,6 +1,7 @@
 """Pipelines: the bits of the ordinary run, on several devices; and what cannot be one."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -17,16 +18,17 @@ from fflax.training.chunk import Feed
 from fflax.training.lookahead import constant
 from fflax.training.loop import Plan, train
 from fflax.training.pipeline import make_pipeline
+from fflax.training.spmd_pipeline import make_spmd_pipeline, share_out
 from tests.training import tiny_layers as tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def compare(stages: int, *cases: str, flags: str = "") -> dict:
+def compare(stages: int, layers: int, *cases: str, flags: str = "") -> dict:
   """What `tests.training.pipelines` finds, in a process with that many devices."""
   flags += f" --xla_force_host_platform_device_count={stages}"
   done = subprocess.run(
-    [sys.executable, "-m", "tests.training.pipelines", str(stages), *cases],
+    [sys.executable, "-m", "tests.training.pipelines", str(stages), str(layers), *cases],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
     capture_output=True,
@@ -38,29 +40,54 @@ def compare(stages: int, *cases: str, flags: str = "") -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_equal_bits(stages: int, cases: tuple[str, ...], flags: str = "") -> None:
-  found = compare(stages, *cases, flags=flags)
+def assert_equal_bits(stages: int, layers: int, cases: tuple[str, ...], flags: str = "") -> None:
+  found = compare(stages, layers, *cases, flags=flags)
   assert sorted(found) == sorted(cases)
   for name, result in found.items():
     assert result["moved"] > 8, f"{name} hardly learned: the test is blind"
     assert result["devices"] == stages
-    assert not result["ordinary"], f"{name} is not the ordinary run: {result}"
+    assert not result["mpmd"], f"{name} is not the ordinary run: {result}"
+    assert not result["spmd"], f"{name} in one program is not the ordinary run: {result}"
 
 
 def test_every_bit_of_the_ordinary_run_on_two_devices():
-  """A readout with its own pass, layers that hand on what they learned; dropout and rounding."""
+  """A readout with its own pass, layers that hand on what they learned; dropout and rounding.
+
+  In one program the first device has a layer or two more, and the last one may have one.
+  """
   cases = ("forward_forward-interleaved", "dtg-int8")
   # Compiled in a quarter of the time; the slow test has all optimisations.
-  assert_equal_bits(2, cases, "--xla_backend_optimization_level=0")
+  assert_equal_bits(2, 4, cases, "--xla_backend_optimization_level=0")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["", "-int8", "-pbits", "-interleaved"])
-@pytest.mark.parametrize("stages", [2, 4, 8])
-def test_every_bit_of_every_strict_method(stages, kind):
-  """Eight stages cut through a stack, too."""
-  names = ("forward_forward", "hyperspherical", "channelwise", "dtg")
-  assert_equal_bits(stages, tuple(name + kind for name in names))
+@pytest.mark.parametrize(("stages", "layers"), [(2, 5), (4, 10), (8, 10)])
+def test_every_bit_of_every_strict_method(stages, layers, kind):
+  """Stages cut through a stack, and in one program devices have one or two layers each."""
+  names = ("forward_forward", "hyperspherical", "channelwise", "dtg", "local_losses")
+  assert_equal_bits(stages, layers, tuple(name + kind for name in names))
+
+
+@pytest.mark.parametrize(
+  ("runs", "devices", "share"),
+  [
+    ((3,), 1, (0, 3, 0)),
+    ((8,), 2, (0, 4, 0)),
+    ((1, 8), 8, (1, 1, 0)),
+    ((1, 9, 1), 4, (2, 2, 1)),
+    ((2, 1, 5, 5), 2, (4, 2, 5)),
+  ],
+)
+def test_equal_layers_are_shared_out(runs, devices, share):
+  """By hand: the longest run, its rest with the first device."""
+  assert share_out(runs, devices, "tiny") == share
+
+
+def test_too_few_equal_layers_are_refused():
+  sentence = "^one program .* of 3 devices needs .* network 'tiny' has 2: use mesh.pipeline='mpmd'$"
+  with pytest.raises(ValueError, match=sentence):
+    share_out((1, 2, 1), 3, "tiny")
 
 
 CAPACITY, NUM = 6, 40
@@ -120,14 +147,19 @@ def test_the_loop_drives_a_pipeline(tmp_path):
   scores = jax.jit(lambda s: {"test/sum": jnp.sum(trainer.answer(s, data()[0]).layers[-1])})
   plan = Plan(num_steps=12, steps_per_epoch=5, log_every=3, eval_every=6, checkpoint_every=6)
 
-  def run(name, plan, stages):
+  def run(name, plan, pipeline):
     folder = tmp_path / name
     return train(
-      trainer, feed(), state, *data(), plan, evaluate=scores, directory=folder, stages=stages
+      trainer, feed(), state, *data(), plan, evaluate=scores, directory=folder, pipeline=pipeline
     ), (folder / "metrics.jsonl").read_bytes()
 
-  whole = run("whole", plan, ())
-  run("piped", dataclasses.replace(plan, num_steps=6), ())
-  piped = run("piped", plan, (3,))
-  assert piped[1] == whole[1]
-  jax.tree.map(np.testing.assert_array_equal, *strip(piped[0], whole[0]))
+  whole = run("whole", plan, None)
+  share = share_out(trainer.equal_layers, 1, "tiny")
+  for name, pipeline in (
+    ("mpmd", functools.partial(make_pipeline, sizes=(3,))),
+    ("spmd", functools.partial(make_spmd_pipeline, share=share, num_devices=1)),
+  ):
+    run(name, dataclasses.replace(plan, num_steps=6), None)
+    piped = run(name, plan, pipeline)
+    assert piped[1] == whole[1]
+    jax.tree.map(np.testing.assert_array_equal, *strip(piped[0], whole[0]))

@@ -1,9 +1,10 @@
 """Runs over several devices against the same runs on one, in a process that has several devices.
 
-    python -m tests.training.pipelines STAGES CASE [CASE ...]
+    python -m tests.training.pipelines STAGES LAYERS CASE [CASE ...]
 
-prints, for each case, how the state and the metrics of a pipeline differ from those of the ordinary
-trainer ("ordinary") and, if they do, of the same programs on one device ("alone"), as JSON.
+prints, for each case, how the state and the metrics of both kinds of pipeline ("mpmd", "spmd")
+differ from those of the ordinary trainer and, if the first do, from those of the same programs on
+one device ("alone"), as JSON.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from fflax.data import sources
 from fflax.data.dataset import Dataset, Split
 from fflax.training.chunk import make_chunk
 from fflax.training.pipeline import Pipeline, make_pipeline
+from fflax.training.spmd_pipeline import make_spmd_pipeline, share_out
 from fflax.types import TrainState
 
 STEPS, CAPACITY = 20, 12
@@ -30,7 +32,8 @@ STEPS, CAPACITY = 20, 12
 def case(name: str, num_layers: int) -> ExperimentConfig:
   """A small run: METHOD, METHOD-int8, METHOD-pbits or METHOD-interleaved.
 
-  Of nine layers of a perceptron eight are stacked under one scan.
+  All layers but the first are equal, and of perceptrons of the latter all but the first and the
+  last; eight equal ones of a perceptron are stacked under one scan.
   """
   name, _, kind = name.partition("-")
   preset = {
@@ -38,20 +41,25 @@ def case(name: str, num_layers: int) -> ExperimentConfig:
     "hyperspherical": "hff_digits",
     "channelwise": "cwc_digits",
     "dtg": "dtg_digits",
+    "local_losses": "local_ce_digits",
   }[name]
-  convolutions = {"channels": (8,) * num_layers, "pool_after": (2,)}
+  convolutions = {"channels": (8,) * num_layers, "pool_after": (1,)}
+  sizes = (*(24,) * (num_layers - 1), 12 if kind == "interleaved" else 24)
   networks: dict[str, dict[str, Any]] = {
-    "mlp": {"sizes": (24,) * num_layers},
+    "mlp": {"sizes": sizes},
     "cfse": {
-      "channels": (10, *(20,) * (num_layers - 1)),
+      "channels": (20,) * num_layers,
       "groups": (1,) * num_layers,
-      "pool_after": (2,),
+      "pool_after": (1,),
     },
     "small_cnn": {**convolutions, "pool": "avg"},
   }
   base = load_preset(preset)
   data = dataclasses.replace(base.data, batch_size=16)
-  heads = {"forward_forward": ("softmax_head", "score_sum")}
+  heads = {
+    "forward_forward": ("softmax_head", "score_sum"),
+    "local_losses": ("score_sum", "softmax_head"),
+  }
   readouts = heads.get(name, base.readouts)
   changes: dict[str, Any] = {"numerics": "int8"} if kind == "int8" else {}
   if kind == "pbits":
@@ -94,30 +102,33 @@ def take(experiment: Experiment, runner: Pipeline, state: TrainState) -> tuple:
   return runner.gather(parts), rows
 
 
-def compare(name: str, num_stages: int) -> dict[str, Any]:
-  # One layer more than stages, so that one is not mistaken for the other.
-  num_layers = num_stages + 1
+def compare(name: str, num_stages: int, num_layers: int) -> dict[str, Any]:
   experiment = build(case(name, num_layers), small_digits())
   trainer, feed, state = experiment.trainer, experiment.feed, experiment.init()
-  sizes = (2, *(1,) * (num_stages - 1))
+  sizes = (num_layers - num_stages + 1, *(1,) * (num_stages - 1))
   first, *others = jax.devices()[:num_stages]
-  several = take(experiment, make_pipeline(trainer, feed, CAPACITY, sizes), state)
   copy = functools.partial(jax.tree.map, jax.numpy.copy)
   one = Pipeline(copy, make_chunk(trainer, feed, CAPACITY), lambda state: state)
+  ordinary = take(experiment, one, state)
+  mpmd = take(experiment, make_pipeline(trainer, feed, CAPACITY, sizes), state)
+  share = share_out(trainer.equal_layers, num_stages, "its")
+  spmd = make_spmd_pipeline(trainer, feed, CAPACITY, share, num_stages)
   found = {
     "devices": 1 + len(others),
-    "moved": len(differences(state.layers, several[0].layers)),
-    "ordinary": differences(several, take(experiment, one, state)),
+    "share": share,
+    "moved": len(differences(state.layers, ordinary[0].layers)),
+    "mpmd": differences(mpmd, ordinary),
+    "spmd": differences(take(experiment, spmd, state), ordinary),
   }
-  if found["ordinary"]:  # do devices, or does the compiler?
+  if found["mpmd"]:  # do devices, or does the compiler?
     alone = make_pipeline(trainer, feed, CAPACITY, sizes, [first] * num_stages)
-    found["alone"] = differences(several, take(experiment, alone, state))
+    found["alone"] = differences(mpmd, take(experiment, alone, state))
   return found
 
 
 def main() -> None:
-  num_stages, *names = sys.argv[1:]
-  print(json.dumps({name: compare(name, int(num_stages)) for name in names}))
+  num_stages, num_layers, *names = sys.argv[1:]
+  print(json.dumps({n: compare(n, int(num_stages), int(num_layers)) for n in names}))
 
 
 if __name__ == "__main__":
