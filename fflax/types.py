@@ -51,8 +51,7 @@ class LayerOut(NamedTuple):
       multiply the counts alone, see `fflax.core.absorption.AffineCounts`.
     carried: constant maps `[B, H, W, K]` that the next layer receives behind what the method hands
       on, as this layer received them: the label, where a network is told to carry it; else None.
-    counts: what p-bits drew, pooled if the layer pools, before any norm; None where units are real,
-      or answer with their expectation.
+    counts: what p-bits drew, pooled, before any norm; None where units are real or expected.
   """
 
   pre: Array
@@ -101,8 +100,7 @@ class Layer(NamedTuple):
     name: unique within its network, used in metrics and figures.
     init: see `LayerInit`.
     apply: see `LayerApply`.
-    spec: layers with equal `spec` compute the same function of (params, stats, x), so that the
-      driver may stack them under `lax.scan`.
+    spec: layers with equal `spec` compute the same function of (params, stats, x), to be stacked.
     counts: M, if the layer emits an affine map of counts up to M whenever its units are drawn, so
       that products with it are additions; else 0.
     two_way: whether it takes a `Between`, too. Made for one, it also takes what is below alone.
@@ -382,7 +380,7 @@ class Trainer(NamedTuple):
     schedule: which layers learn when; the loop reads from it whose silence is no failure.
     locality: of the run: the method's own, or "lookahead" if layers look ahead.
     stages: `(sizes) -> fflax.training.stages.Stages`: the step, cut for a pipeline; or None.
-    equal_layers: lengths of the runs of equal neighbours that the L layers make.
+    equal_layers: lengths of the L layers' runs of equal neighbours.
   """
 
   init: Callable[[Key, Batch], TrainState]
