@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 # Empty (`make test REQUIREMENTS=`) installs the newest versions that setup.cfg allows, not the tested pins.
 REQUIREMENTS ?= requirements.txt
-# Worker processes of the tests; 0 runs them in the main process.
+# Worker processes of the tests (0 runs them in the main process), and notebooks at a time.
 JOBS ?= 2
+# Where notebooks are executed; CI names the environment that it has just made, as its last user.
+COLABS ?= .venv-colabs
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -63,7 +65,7 @@ mutation: venv ## plant one-line faults; the tests must catch each
 combinations: venv ## try the product of choices and write the table of what combines (an hour; ARGS='--walk=table')
 	@$(BIN)/python -m experiments.combinations --write $(ARGS)
 
-trust: venv ## figures of trust: fuzz, damaged inputs, kills (ARGS='--only kills')
+trust: venv ## figures of trust: fuzz, damaged inputs, kills, planted faults (ARGS='--only kills')
 	@$(BIN)/python tests/trust.py $(ARGS)
 
 report: venv ## one page from all result files, in experiments/results/
@@ -75,10 +77,13 @@ bench: venv ## speed and memory against named rivals (installs PyTorch and qwix)
 	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
 
 colabs: ## execute the notebooks from an environment made afresh, offline (ARGS='--write 1_quickstart')
-	@rm -rf .venv-colabs build
-	@$(MAKE) --no-print-directory venv VENV=.venv-colabs
-	@.venv-colabs/bin/python -m pip --disable-pip-version-check -q install $(addprefix -c ,$(REQUIREMENTS)) '.[colab]'
-	@JAX_PLATFORMS=cpu .venv-colabs/bin/python colabs/build.py $(ARGS)
+	@rm -rf build $(filter-out $(VENV),$(COLABS))
+	@$(MAKE) --no-print-directory venv VENV=$(COLABS)
+	@$(COLABS)/bin/python -m pip --disable-pip-version-check -q install $(addprefix -c ,$(REQUIREMENTS)) '.[colab]'
+	@offline() { \
+	  if unshare -rn ip link set lo up 2>/dev/null; then unshare -rn sh -c 'ip link set lo up && exec "$$@"' sh "$$@"; \
+	  else echo "No network can be taken away here: the kernels' sockets refuse instead"; "$$@"; fi; }; \
+	offline env JAX_PLATFORMS=cpu $(COLABS)/bin/python colabs/build.py --jobs=$(JOBS) $(ARGS)
 
 pins: ## write requirements.txt from what is installed (after `make venv REQUIREMENTS=`)
 	@{ sed -n '/^#/p' requirements.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -Eiv '^(torch|qwix)=' \

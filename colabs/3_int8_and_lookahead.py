@@ -30,8 +30,9 @@ import fflax
 from experiments.assembly import build, prove_locality, trainer_parts
 from experiments.card import card, find_task
 from experiments.config import load_preset
+from experiments.panels import draw_locality, draw_seeds
+from experiments.seed_runs import train_seeds
 from fflax.core.quantize import dequantize, quantize, rounding_noise
-from fflax.training.chunk import make_chunk
 
 # %% [markdown]
 # ## Rounding
@@ -116,25 +117,12 @@ for mode in ("none", "exact", "scalar"):
 #
 # ## Does it help, and does int8 hurt?
 #
-# Three seeds of a run are one program: the state has a leading axis, and the step is vmapped over it.
-# `slope=0.04` raises $\lambda$ by 0.04 an epoch (the paper: 0.001), up to 1. Two layers, 30 epochs.
+# Three seeds of a run are one program (`train_seeds`): the state has a leading axis, and the step is
+# vmapped over it. `slope=0.04` raises $\lambda$ by 0.04 an epoch (the paper: 0.001), up to 1. Two layers,
+# 30 epochs.
 
 # %%
 SEEDS, NUMERICS = (0, 1, 2), ("float32", "int8", "int8_nearest")
-
-
-def error_percent(config, seeds=SEEDS):
-  """Test error in percent of every seed."""
-  run = build(config)
-  steps = run.plan.num_steps
-  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  states = jax.jit(jax.vmap(run.trainer.init, in_axes=(0, None)))(keys, run.example())
-  chunk = make_chunk(run.trainer, run.feed, steps, over_seeds=True)
-  states, _ = chunk(states, run.images, run.labels, steps)
-  accuracy = jax.vmap(run.evaluator("test", run.dataset.test))(states)
-  return 100 * (1 - np.asarray(accuracy[f"test/accuracy/{config.readouts[0]}"]))
-
-
 rules = {
   "local": fflax.LookaheadConfig(),
   "exact look-ahead": fflax.LookaheadConfig(mode="exact", slope=0.04),
@@ -143,7 +131,7 @@ errors = {}
 for name, lookahead in rules.items():
   for numerics in NUMERICS:
     config = dataclasses.replace(preset, numerics=numerics, lookahead=lookahead)
-    errors[name, numerics] = found = error_percent(config)
+    errors[name, numerics] = found = train_seeds(config, SEEDS).error_percent()
     print(f"{name:18s} {numerics:13s} {found.mean():5.2f} +- {found.std(ddof=1):.2f} % error")
 
 # %% tags=["figure"]
@@ -160,22 +148,13 @@ axes[0].plot([], [], "o", color="#D55E00", label="nearest")
 axes[0].set(xlabel="gradient entry / scale", ylabel="as quantised / scale", title="small gradients")
 axes[0].legend(frameon=False, fontsize=8)
 
-image = np.concatenate(
-  [np.pad(m.astype(float), 1, constant_values=np.nan) for m in matrices.values()], 1
-)
-axes[1].imshow(image, cmap="Blues", vmin=-0.25, vmax=1.3)
-axes[1].set_xticks([2, 7, 12], matrices)
-axes[1].set_yticks([1, 2, 3], ["loss 1", "loss 2", "loss 3"])
-axes[1].set(title="which layer (column) a loss moves")
-axes[1].tick_params(length=0)
+draw_locality(axes[1], matrices, "which layer (column) a loss moves")
 
 for i, (numerics, color) in enumerate(
   (("float32", "#444444"), ("int8", "#0072B2"), ("int8_nearest", "#D55E00"))
 ):
   for j, name in enumerate(rules):
-    values = errors[name, numerics]
-    axes[2].plot([j + 0.2 * (i - 1)] * len(values), values, "o", ms=4, alpha=0.5, color=color)
-    axes[2].plot(j + 0.2 * (i - 1), values.mean(), "_", ms=16, mew=2.5, color=color)
+    draw_seeds(axes[2], j + 0.2 * (i - 1), errors[name, numerics], color)
   axes[2].plot([], [], "o", color=color, label=numerics)
 axes[2].set_xticks(range(len(rules)), rules)
 axes[2].set(ylabel="test error (%)", title="three seeds each, and their mean", ylim=(0, None))

@@ -36,8 +36,8 @@ from experiments.card import find_task, forward_pass
 from experiments.config import load_preset
 from experiments.firing import measure_firing, twin_of
 from experiments.pbit_hardware import pass_energy
+from experiments.seed_runs import train_seeds
 from fflax.core.pbit_units import count_variance, expected_count
-from fflax.training.chunk import make_chunk
 
 # %% [markdown]
 # ## One site
@@ -78,17 +78,9 @@ preset = dataclasses.replace(
 SEEDS, UNITS, SAMPLES = (0, 1), (1, 2, 3, 7), (1, 4, 16)
 
 
-def train(config, seeds=SEEDS):
-  run = build(config)
-  steps = run.plan.num_steps
-  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  states = jax.jit(jax.vmap(run.trainer.init, in_axes=(0, None)))(keys, run.example())
-  chunk = make_chunk(run.trainer, run.feed, steps, over_seeds=True)
-  return run, chunk(states, run.images, run.labels, steps)[0]
-
-
-def error_percent(run, states, samples=()):
+def error_percent(runs, samples=()):
   """By number of sampled passes, the test error of every seed; 0 is the mean field."""
+  run, states = runs.experiment, runs.states
   images = run.preprocess(None, jnp.asarray(run.dataset.test.image))
   sampled = build(dataclasses.replace(run.config, eval_samples=1), run.dataset) if samples else run
 
@@ -112,8 +104,8 @@ def error_percent(run, states, samples=()):
 
 errors, runs = {}, {}
 for m in UNITS:
-  runs[m] = train(dataclasses.replace(preset, pbits=fflax.PbitConfig(units=m)))
-  errors[m] = error_percent(*runs[m], SAMPLES)
+  runs[m] = train_seeds(dataclasses.replace(preset, pbits=fflax.PbitConfig(units=m)), SEEDS)
+  errors[m] = error_percent(runs[m], SAMPLES)
   line = ", ".join(
     f"{f'T = {t}' if t else 'mean field'} {e.mean():.2f}" for t, e in errors[m].items()
   )
@@ -123,8 +115,8 @@ for m in UNITS:
 # The same network with real-valued units (ReLU), everything else equal, is the twin to compare with.
 
 # %%
-twin, twin_states = train(twin_of(preset, "float32"))
-twin_errors = error_percent(twin, twin_states)[0]
+twin = train_seeds(twin_of(preset, "float32"), SEEDS)
+twin_errors = twin.error_percent()
 print(f"real units: {twin_errors.mean():.2f} +- {twin_errors.std(ddof=1):.2f} %")
 
 # %% [markdown]
@@ -140,14 +132,14 @@ print(f"real units: {twin_errors.mean():.2f} +- {twin_errors.std(ddof=1):.2f} %"
 task = find_task(preset)
 readout = preset.readouts[0]
 energy = {}
-for m, (run, states) in runs.items():
+for m, (run, _, states) in runs.items():
   firing = measure_firing(run, jax.tree.map(lambda x: x[0], states))
   one = forward_pass(run.config, task, readout, firing)
   for pbit in ("smtj", "spice_flip_read"):
     energy[m, pbit] = [pass_energy(one, "int8", samples=t, pbit=pbit) / 1e3 for t in SAMPLES]
   rates = ", ".join(f"{layer['layer']} {layer['mean_count']:.2f} of {m}" for layer in firing.layers)
   print(f"M = {m}: mean count {rates}; one pass {energy[m, 'smtj'][0]:.1f} nJ")
-real = forward_pass(twin.config, task, readout, None)
+real = forward_pass(twin.experiment.config, task, readout, None)
 real_energy = {width: pass_energy(real, width) / 1e3 for width in ("float32", "int8")}
 print(
   f"real units: {real_energy['float32']:.1f} nJ in float32, {real_energy['int8']:.1f} nJ in int8"

@@ -40,8 +40,9 @@ from experiments.assembly import build, prove_locality
 from experiments.card import card, find_task
 from experiments.config import as_dict, differences, load_preset
 from experiments.controls import matched_backprop
+from experiments.panels import draw_locality, draw_seeds
+from experiments.seed_runs import train_seeds
 from fflax.analysis.memory import memory_of
-from fflax.training.chunk import make_chunk
 
 # %% [markdown]
 # ## The control
@@ -85,36 +86,17 @@ for name, matrix in matrices.items():
 # %% [markdown]
 # ## Seeds, in pairs
 #
-# Five seeds of a run are one vmapped program. A seed fixes initialisation and batches, and both rules
-# see the same ones, so the differences are paired. The number of epochs is the preset's, for all. It
-# was chosen for the local rule, which is an advantage that backprop does not have here; the last epoch
-# counts, not the best one.
+# Five seeds of a run are one vmapped program (`train_seeds`). A seed fixes initialisation and batches,
+# and both rules see the same ones, so the differences are paired. The number of epochs is the preset's,
+# for all. It was chosen for the local rule, which is an advantage that backprop does not have here; the
+# last epoch counts, not the best one.
 
 # %%
 SEEDS = tuple(range(5))
-
-
-def train(config, seeds=SEEDS):
-  run = build(config)
-  steps = run.plan.num_steps
-  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  states = jax.jit(jax.vmap(run.trainer.init, in_axes=(0, None)))(keys, run.example())
-  chunk = make_chunk(run.trainer, run.feed, steps, over_seeds=True)
-  return run, states, chunk(jax.tree.map(jnp.copy, states), run.images, run.labels, steps)[0]
-
-
-def error_percent(run, states):
-  accuracy = jax.vmap(run.evaluator("test", run.dataset.test))(states)
-  return 100 * (1 - np.asarray(accuracy[f"test/accuracy/{run.config.readouts[0]}"]))
-
-
-errors = {}
-for name, config in rules.items():
-  run, fresh, trained = train(config)
-  errors[name] = error_percent(run, trained)
-  print(f"{name:17s} {errors[name].mean():.2f} +- {errors[name].std(ddof=1):.2f} % test error")
-  if name == "local":
-    local_run, local_fresh, local_trained = run, fresh, trained
+runs = {name: train_seeds(config, SEEDS) for name, config in rules.items()}
+errors = {name: run.error_percent() for name, run in runs.items()}
+for name, found in errors.items():
+  print(f"{name:17s} {found.mean():.2f} +- {found.std(ddof=1):.2f} % test error")
 
 # %%
 for name in ("backprop", "deep supervision"):
@@ -137,12 +119,12 @@ for name in ("backprop", "deep supervision"):
 # (three seeds).
 
 # %%
-data = local_run.dataset
+run, fresh, trained = runs["local"]
+data = run.dataset
 prepared = {
-  part: local_run.preprocess(None, jnp.asarray(getattr(data, part).image))
-  for part in ("train", "test")
+  part: run.preprocess(None, jnp.asarray(getattr(data, part).image)) for part in ("train", "test")
 }
-hand_on = jax.jit(local_run.trainer.features)
+hand_on = jax.jit(run.trainer.features)
 
 
 def probe(state):
@@ -157,7 +139,7 @@ def probe(state):
 
 probes = {
   name: np.array([probe(jax.tree.map(lambda x, i=i: x[i], states)) for i in range(3)])
-  for name, states in {"random layers": local_fresh, "after local learning": local_trained}.items()
+  for name, states in {"random layers": fresh, "after local learning": trained}.items()
 }
 for name, found in probes.items():
   print(f"{name:21s} test error by layer, %: {np.round(found.mean(axis=0), 2)}")
@@ -216,19 +198,12 @@ figure, axes = plt.subplots(
   1, 4, figsize=(13, 3.1), layout="constrained", width_ratios=(1.1, 1.2, 1, 1)
 )
 colors = {"local": "#0072B2", "backprop": "#D55E00", "deep supervision": "#777777"}
-padded = [np.pad(m.astype(float), 1, constant_values=np.nan) for m in matrices.values()]
-axes[0].imshow(np.concatenate(padded, 1), cmap="Blues", vmin=-0.25, vmax=1.3)
-axes[0].set_xticks([2, 7, 12], [name.replace(" ", "\n") for name in matrices])
-axes[0].set_yticks([1, 2, 3], ["loss 1", "loss 2", "loss 3"])
-axes[0].set(title="which layer a loss moves")
-axes[0].tick_params(length=0)
-axes[0].spines[:].set_visible(False)
+draw_locality(axes[0], matrices, "which layer a loss moves")
 
 pairs = np.stack([errors[name] for name in rules])
 axes[1].plot(range(3), pairs, "-", color="#cccccc", lw=0.8)
 for x, (name, found) in enumerate(errors.items()):
-  axes[1].plot([x] * len(found), found, "o", ms=4, color=colors[name], alpha=0.6)
-  axes[1].plot(x, found.mean(), "_", ms=24, mew=2.5, color=colors[name])
+  draw_seeds(axes[1], x, found, colors[name], width=24)
 axes[1].set_xticks(range(3), [name.replace(" ", "\n") for name in rules])
 axes[1].set(ylabel="test error (%)", title="five seeds, paired", ylim=(0, None), xlim=(-0.5, 2.5))
 

@@ -1,4 +1,4 @@
-"""Makes the notebooks from their sources and runs them: `colabs/build.py [--write] [NAME ...]`.
+"""Makes the notebooks and runs them: `colabs/build.py [--write] [--jobs=2] [NAME ...]`.
 
 Each `N_name.py` (jupytext's percent format) is the source that is read and reviewed; `N_name.ipynb`
 is generated. Every notebook is executed from its start in an empty folder, without the internet.
@@ -9,7 +9,11 @@ for one picture, that of the cell tagged "figure".
 
 import argparse
 import base64
+import concurrent.futures
+import functools
 import io
+import multiprocessing
+import os
 import pathlib
 import resource
 import sys
@@ -135,38 +139,44 @@ def _smaller(png: bytes) -> bytes:
   return min(png, out.getvalue(), key=len)
 
 
+def make(path: pathlib.Path, write: bool) -> tuple[bool, str]:
+  """Makes and runs one notebook; whether all is well, and a line about it."""
+  notebook, target = from_source(path), path.with_suffix(".ipynb")
+  if not write and not in_step(notebook, target):
+    return False, f"{target.name} is not that of {path.name}: run `make colabs ARGS=--write`"
+  try:
+    seconds, busy = execute(notebook)
+    size = keep_one_figure(notebook)
+  except (CellExecutionError, ValueError) as error:
+    return False, f"{path.stem} failed: {error}"
+  if write:
+    nbformat.write(notebook, target)
+  late = seconds > LIMIT_SECONDS
+  line = (
+    f"{path.stem:30s} {seconds:6.1f} s{' (too slow)' * late}, {busy:.0f} s of CPU, "
+    f"figure {size / 1000:.0f} kB"
+  )
+  return not late, line
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("names", nargs="*", help="such as 1_quickstart; none: all")
   parser.add_argument("--write", action="store_true", help="write the notebooks, figures included")
+  parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
   args = parser.parse_args()
-  failed = False
   try:
     paths = sources(args.names)
   except ValueError as error:
     print(error, file=sys.stderr)
     return 2
-  for path in paths:
-    notebook, target = from_source(path), path.with_suffix(".ipynb")
-    if not args.write and not in_step(notebook, target):
-      print(f"{target.name} is not that of {path.name}: run `make colabs ARGS=--write`")
-      failed = True
-      continue
-    try:
-      seconds, busy = execute(notebook)
-      size = keep_one_figure(notebook)
-    except (CellExecutionError, ValueError) as error:
-      print(f"{path.stem} failed: {error}")
-      failed = True
-      continue
-    late = " (too slow)" if seconds > LIMIT_SECONDS else ""
-    failed |= bool(late)
-    print(
-      f"{path.stem:30s} {seconds:6.1f} s{late}, {busy:.0f} s of CPU, figure {size / 1000:.0f} kB",
-      flush=True,
-    )
-    if args.write:
-      nbformat.write(notebook, target)
+  failed = False
+  # Each job is a process, not a thread: a process knows the CPU time of its own kernels alone.
+  fresh = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(max(1, min(args.jobs, len(paths))), fresh) as pool:
+    for good, line in pool.map(functools.partial(make, write=args.write), paths):
+      print(line, flush=True)
+      failed |= not good
   return int(failed)
 
 

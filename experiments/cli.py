@@ -41,6 +41,21 @@ def checking() -> Iterator[None]:
     raise UsageError(str(error) or type(error).__name__) from error
 
 
+def _without_late_writes(usual: Callable[[Any], Any]) -> Callable[[Any], None]:
+  """A `sys.unraisablehook` for when a save has failed and its other writes end, unheard.
+
+  When one write of a checkpoint fails, orbax closes its event loop; tensorstore's threads, which
+  tell that loop of the others, would each print a traceback beside the one sentence.
+  """
+
+  def hook(unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+      usual(unraisable)
+
+  return hook
+
+
 _CIRCUMSTANCES = tuple(
   getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO", "ESTALE")
 )
@@ -53,8 +68,11 @@ def working(folder: pathlib.Path) -> Iterator[None]:
   Args:
     folder: of the run; what is saved there is whole, so the sentence says how to go on.
   """
+  usual = sys.unraisablehook
+  sys.unraisablehook = _without_late_writes(usual)  # stays if the work fails: they come later
   try:
     yield
+    sys.unraisablehook = usual
   except DataError as error:  # of a streamed set
     raise Stopped(str(error)) from error
   except OSError as error:

@@ -1,20 +1,26 @@
-"""What can be relied on, in figures: fuzz, damaged inputs, kills. Prints one table, writes nothing.
+"""What can be relied on, in figures: fuzz, damaged inputs, kills, planted faults. Prints one table.
 
-    python tests/trust.py [--only fuzz,commands,damage,kills] [--cases 1000] [--kills 20] [--jobs 1]
+    python tests/trust.py [--only fuzz,commands,damage,kills,mutation] [--cases 1000] [--kills 20]
+      [--jobs 2]
 
 fuzz      generated configurations and command lines, in process (tests/fuzz.py)
 commands  real command lines: one sentence and exit code 2, and no folder is made
 damage    the tests of damaged checkpoints, metrics, data and folders (pytest, the slow ones too)
 kills     SIGKILL at random moments of a run on digits: it must end with the bits of the uncut run
+mutation  one-line faults planted in the library; the tests must catch each (tests/mutation.py)
 
+All parts with 1,000 cases and 20 kills or more also write experiments/results/trust.json.
 Exit code 0: all held; 1: something did not.
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
 import random
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -24,43 +30,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-COMMANDS = (
-  ("train", "--config.epochs=nan"),
-  ("train", "--config.epochs=-3"),
-  ("train", "--config.epochs=1e30"),
-  ("train", "--config.seed=-1"),
-  ("train", "--config.optimizer.learning_rate=nan"),
-  ("train", "--config.optimizer.learning_rate=-inf"),
-  ("train", "--config.networks.mlp.sizes=(0,)"),
-  ("train", "--config.networks.mlp.sizes=wide"),
-  ("train", "--config.networks.mlp.width=3"),
-  ("train", "--config.method=backprop", "--config.schedule=alternating"),
-  ("train", "--config.method=recurrent", "--config.network=vit"),
-  ("train", "--config.lookahead.mode=exact", "--config.schedule=greedy"),
-  ("train", "--config.schedule=staggered"),
-  ("train", "--config.readouts=()"),
-  ("train", "--config.readouts=('vote','vote')"),
-  ("train", "--config.eval_samples=3"),
-  ("train", "--config.data.batch_size=100000"),
-  ("train", "--config.data.validation=1437"),
-  ("train", "--config.data.name=tfds:mnist", "--config.data.data_dir=/nowhere"),
-  ("train", "--config=/nowhere.py"),
-  ("train", "--config.data.augment.crop=-1"),
-  ("train", "--no_such_flag"),
-  ("evaluate", "--workdir=/nowhere"),
-  ("evaluate", "--step=many"),
-)
+from tests.mutation import selection  # noqa: E402
+from tests.trust_cases import COMMANDS, DAMAGE  # noqa: E402
 
-DAMAGE = (
-  ("checkpoints", ("tests/training/checkpoint_test.py",)),
-  ("metrics and cut runs", ("tests/training/metrics_test.py", "tests/training/loop_test.py")),
-  ("data", ("tests/data/npz_source_test.py", "tests/data/dataset_test.py",
-            "tests/data/sources_test.py", "tests/data/tfds_source_test.py",
-            "tests/data/array_record_source_test.py")),
-  ("folders and disks", ("tests/experiments/workdir_test.py", "tests/experiments/damage_test.py")),
-  ("commands", ("tests/experiments/train_test.py",)),
-)  # fmt: skip
+CASES, KILLS = 1000, 20
 
 RUN = (
   "--config.networks.mlp.sizes=(32,32)",
@@ -77,6 +52,11 @@ class Figure(NamedTuple):
   held: int
   total: int
   word: str = ""
+
+  @property
+  def good(self) -> bool:
+    """Of nothing, nothing holds: a test may have been renamed."""
+    return self.held == self.total > 0
 
 
 def say(line: str) -> None:
@@ -112,16 +92,21 @@ def fuzz(options: argparse.Namespace) -> list[Figure]:
     running.append(
       subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     )
-  failures = finished = 0
+  verdicts: collections.Counter[str] = collections.Counter()
   for process in running:
     lines = process.communicate()[0].splitlines()
-    bad = [line for line in lines if line.startswith("FAILS")]
-    failures += len(bad)
-    finished += process.returncode in (0, 1)
-    for line in [*bad, lines[-1] if lines else "no output"]:
-      say(f"  {line}")
-  held = options.cases - failures if finished == len(running) else 0
-  return [Figure("generated configurations and flags", held, options.cases)]
+    for line in lines:
+      if line.startswith("FAILS"):
+        say(f"  {line}")
+    for number, verdict in re.findall(r"(\d+) (builds|refused|fails)", lines[-1] if lines else ""):
+      verdicts[verdict] += int(number)
+  # What a process did not live to report is missing here, and so has not held.
+  word = (
+    f"{verdicts['builds']} build, {verdicts['refused']} refused in one sentence, "
+    f"{verdicts['fails']} tracebacks or worse"
+  )
+  held = verdicts["builds"] + verdicts["refused"]
+  return [Figure("generated configurations and command lines", held, options.cases, word)]
 
 
 def commands(options: argparse.Namespace, folder: pathlib.Path) -> list[Figure]:
@@ -137,27 +122,43 @@ def commands(options: argparse.Namespace, folder: pathlib.Path) -> list[Figure]:
     held += good
     if not good:
       say(f"  {module} {' '.join(args)}: exit {process.returncode}, {errors.splitlines()[-1:]}")
-  return [Figure("real command lines", held, len(COMMANDS))]
+  word = "one sentence, exit code 2, no folder"
+  return [Figure("real command lines", held, len(COMMANDS), word)]
 
 
 def damage(options: argparse.Namespace, folder: pathlib.Path) -> list[Figure]:
-  """The tests of `DAMAGE`, counted."""
+  """The tests of `DAMAGE` in one run of pytest, counted by kind."""
+  words: dict[str, list[str]] = {}
+  for files in DAMAGE.values():
+    for file, some in files.items():
+      words.setdefault(file, []).extend(some)
+  chosen = selection((file, "-k", " or ".join(some)) for file, some in words.items())
+  report = folder / "report.xml"
+  command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *chosen]
+  command += ["-n", str(options.jobs) if options.jobs > 1 else "0"]
+  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+  if done.returncode:
+    say("".join(f"  {line}\n" for line in (done.stdout + done.stderr).splitlines()[-40:]))
+  cases = list(xml.etree.ElementTree.parse(report).iter("testcase")) if report.exists() else []
+
+  def outcomes(files: dict[str, tuple[str, ...]]) -> list[set[str]]:
+    """Of each test of a kind, what pytest says beyond that it passed."""
+    modules = {file.removesuffix(".py").replace("/", "."): some for file, some in files.items()}
+    return [
+      {child.tag for child in case}
+      for case in cases
+      if any(word in case.attrib["name"] for word in modules.get(case.attrib["classname"], ()))
+    ]
+
   figures = []
-  for what, files in DAMAGE:
-    report = folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}"]
-    command += ["-n", str(options.jobs) if options.jobs > 1 else "0", *files]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    cases = xml.etree.ElementTree.parse(report).iter("testcase")
-    kinds = [[child.tag for child in case] for case in cases]
-    skipped = sum("skipped" in kind for kind in kinds)
-    bad = sum("failure" in kind or "error" in kind for kind in kinds)
-    if bad or done.returncode:
-      say("".join(f"  {line}\n" for line in done.stdout.splitlines()[-15:]))
-    word = f"{skipped} skipped" if skipped else ""
-    figures.append(
-      Figure(f"damage: {what}", len(kinds) - skipped - bad, len(kinds) - skipped, word)
-    )
+  for kind, files in DAMAGE.items():
+    found = outcomes(files)
+    ran = [one for one in found if "skipped" not in one]
+    bad = sum(bool(one & {"failure", "error"}) for one in ran)
+    word = f"{len(found) - len(ran)} skipped" if len(found) > len(ran) else ""
+    figures.append(Figure(f"damage: {kind}", len(ran) - bad, len(ran), word))
+  if done.returncode and all(figure.good for figure in figures):
+    figures.append(Figure("damage: pytest itself", 0, 1, f"exit code {done.returncode}"))
   return figures
 
 
@@ -216,10 +217,21 @@ def kills(options: argparse.Namespace, folder: pathlib.Path) -> list[Figure]:
     else:
       say(f"  run {number} ends otherwise: exit {process.returncode}")
   say(f"  killed after {', '.join(moments)} of {whole:.1f} s")
-  good = equal == number
-  return [
-    Figure(f"kills, in {number} runs that end bit-equal", killed if good else 0, options.kills)
-  ]
+  word = f"{equal} of {number} runs end bit-equal to the uncut one"
+  return [Figure("kills at random moments", killed if equal == number else 0, options.kills, word)]
+
+
+def mutation(options: argparse.Namespace) -> list[Figure]:
+  """Faults planted one at a time."""
+  command = [sys.executable, "tests/mutation.py", f"--jobs={options.jobs}"]
+  done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+  lines = done.stdout.splitlines()
+  for line in [*lines[1:-1], *done.stderr.splitlines()]:
+    if not line.startswith("caught"):
+      say(f"  {line}")
+  counted = re.match(r"(\d+) of (\d+) faults caught", lines[-1] if lines else "")
+  caught, planted = map(int, counted.groups()) if counted else (0, 0)
+  return [Figure("planted faults caught", caught, planted)]
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, pathlib.Path], list[Figure]]] = {
@@ -227,23 +239,53 @@ PARTS: dict[str, Callable[[argparse.Namespace, pathlib.Path], list[Figure]]] = {
   "commands": commands,
   "damage": damage,
   "kills": kills,
+  "mutation": lambda options, _: mutation(options),
 }
 
 
 def table(figures: Sequence[Figure]) -> str:
   width = max(len(f.what) for f in figures)
   return "\n".join(
-    f"{'ok' if f.held == f.total else 'NOT OK':7}{f.what:{width}}  {f.held:5} of {f.total:5}"
+    f"{'ok' if f.good else 'NOT OK':7}{f.what:{width}}  {f.held:5} of {f.total:5}"
     f"{'  ' + f.word if f.word else ''}"
     for f in figures
   )
 
 
+def cpu_seconds() -> float:
+  """Of all processes that were started and have ended."""
+  use = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return use.ru_utime + use.ru_stime
+
+
+def write(figures: dict[str, list[Figure]], seconds: dict[str, float]) -> pathlib.Path:
+  """The result file: a row a line of the table."""
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  from experiments import results
+
+  rows = [
+    results.row(
+      "held",
+      [figure.held],
+      locality="-",
+      part=part,
+      what=figure.what,
+      total=figure.total,
+      note=figure.word,
+      cpu_seconds_of_part=round(seconds[part]),
+      command="python tests/trust.py",
+    )
+    for part, some in figures.items()
+    for figure in some
+  ]
+  return results.write_study("trust", rows)
+
+
 def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
-  parser.add_argument("--cases", type=int, default=1000, help="of the fuzz")
-  parser.add_argument("--kills", type=int, default=20)
+  parser.add_argument("--cases", type=int, default=CASES, help="of the fuzz")
+  parser.add_argument("--kills", type=int, default=KILLS)
   parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
   options = parser.parse_args(arguments)
   chosen = options.only.split(",")
@@ -253,18 +295,23 @@ def main(arguments: list[str] | None = None) -> int:
       f"unknown part {unknown[0]!r}" if unknown else "numbers must be 1 or more", file=sys.stderr
     )
     return 2
-  sys.path.insert(0, str(ROOT))
-  figures: list[Figure] = []
+  figures: dict[str, list[Figure]] = {}
+  seconds: dict[str, float] = {}
   begun = time.monotonic()
   with tempfile.TemporaryDirectory(prefix="fflax_trust_") as name:
     for part in chosen:
       say(part)
-      own = pathlib.Path(name) / part
+      own, before = pathlib.Path(name) / part, cpu_seconds()
       own.mkdir()
-      figures += PARTS[part](options, own)
-  print(table(figures))
-  print(f"in {time.monotonic() - begun:.0f} s")
-  return 0 if all(f.held == f.total for f in figures) else 1
+      figures[part] = PARTS[part](options, own)
+      seconds[part] = cpu_seconds() - before
+  lines = [figure for some in figures.values() for figure in some]
+  say(table(lines))
+  told = ", ".join(f"{part} {spent:.0f}" for part, spent in seconds.items())
+  say(f"in {time.monotonic() - begun:.0f} s; of the processor's time: {told} s")
+  if set(chosen) == set(PARTS) and options.cases >= CASES and options.kills >= KILLS:
+    say(f"results {write(figures, seconds)}")
+  return 0 if all(figure.good for figure in lines) else 1
 
 
 if __name__ == "__main__":

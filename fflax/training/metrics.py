@@ -5,15 +5,20 @@ cut back to the checkpoint's step, so that a run killed anywhere and started aga
 same bytes as an uncut one. Wall-clock time goes to `timing.jsonl`, which is only appended to.
 """
 
+import contextlib
 import json
 import math
 import os
+import platform
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 
 
 class MetricsError(ValueError):
@@ -106,6 +111,46 @@ def _parse(path: Path) -> list[tuple[Row, bytes]]:
   return rows
 
 
+class _Events:
+  """Scalars for TensorBoard, written where the caller stands, who so hears of every error.
+
+  tensorboardX's own `SummaryWriter` writes from a thread: on a full disk that thread dies with a
+  traceback, and the run would wait for ever at its full queue.
+  """
+
+  def __init__(self, folder: Path, purge_step: int | None):
+    """Opens a new file; TensorBoard forgets what earlier ones have from `purge_step` on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # TensorBoard reads the files of a folder in the order of their names.
+    name = f"events.out.tfevents.{time.time():.6f}.{platform.node()}"
+    self._file = RecordWriter(str(folder / name))
+    self._add(file_version="brain.Event:2")
+    if purge_step is not None:
+      self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+    self._flushed = time.monotonic()
+
+  def _add(self, **fields: Any) -> None:
+    self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+  def write(self, row: Row) -> None:
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in row.items()
+      if name != "step" and value is not None
+    ]
+    self._add(step=row["step"], summary=Summary(value=values))
+    if time.monotonic() - self._flushed > _SHOWN_AFTER:
+      self._file.flush()
+      self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+_SHOWN_AFTER = 10
+"""Seconds that TensorBoard may be behind: a flush waits for the disk."""
+
+
 class MetricsWriter:
   """Appends the rows of a run to the files in `directory`; a context manager.
 
@@ -125,13 +170,16 @@ class MetricsWriter:
     self.path = directory / "metrics.jsonl"
     cut_rows(self.path, resume_step)
     directory.mkdir(parents=True, exist_ok=True)
-    self._rows = self.path.open("a", encoding="utf-8")
-    self._timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
-    self._events = None
-    if tensorboard:
-      # TensorBoard forgets what an earlier, killed process wrote from `purge_step` on.
-      purge = resume_step + 1 if resume_step else None
-      self._events = SummaryWriter(str(directory / "tensorboard"), purge_step=purge)
+    with contextlib.ExitStack() as files:
+      self._rows = files.enter_context(self.path.open("a", encoding="utf-8"))
+      timing = (directory / "timing.jsonl").open("a", encoding="utf-8")
+      self._timing = files.enter_context(timing)
+      self._events = None
+      if tensorboard:
+        purge = resume_step + 1 if resume_step else None
+        self._events = _Events(directory / "tensorboard", purge)
+        files.callback(self._events.close)
+      self._files = files.pop_all()
 
   def write(self, row: Row, seconds: float) -> None:
     """Appends one row, and the wall-clock `seconds` since the row before to the timing file."""
@@ -140,20 +188,15 @@ class MetricsWriter:
     self._timing.write(json.dumps({"step": row["step"], "seconds": round(seconds, 6)}) + "\n")
     self._timing.flush()
     if self._events is not None:
-      for name, value in row.items():
-        if name != "step" and value is not None:
-          self._events.add_scalar(name, value, row["step"])
+      self._events.write(row)
 
   def sync(self) -> None:
     """Waits until all rows are on disk; called before a checkpoint that relies on them."""
     os.fsync(self._rows.fileno())
 
   def close(self) -> None:
-    """Closes the files."""
-    self._rows.close()
-    self._timing.close()
-    if self._events is not None:
-      self._events.close()
+    """Closes the files, all of them, whatever becomes of one."""
+    self._files.close()
 
   def __enter__(self) -> "MetricsWriter":
     return self

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -140,6 +141,22 @@ def test_a_full_disk_is_no_fault_of_the_program():
     raise OSError(errno.ENOSPC, "No space left on device", "x")
   with pytest.raises(FileNotFoundError), cli.working(pathlib.Path("runs/a")):
     raise FileNotFoundError(errno.ENOENT, "a fault of the program")
+
+
+def test_late_writes_of_a_failed_save_say_nothing_and_other_faults_do(monkeypatch):
+  heard = []
+  monkeypatch.setattr(sys, "unraisablehook", lambda one: heard.append(str(one.exc_value)))
+  with cli.working(pathlib.Path("a")):
+    pass
+  late, fault = (
+    types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "else")
+  )
+  sys.unraisablehook(late)
+  with pytest.raises(cli.Stopped), cli.working(pathlib.Path("a")):
+    raise OSError(errno.ENOSPC, "No space left on device", "x")
+  sys.unraisablehook(late)
+  sys.unraisablehook(fault)
+  assert heard == ["Event loop is closed", "else"]
 
 
 # --- real disks and processes ---------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import pathlib
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -126,3 +128,25 @@ def test_tensorboard_forgets_rows_that_are_written_again(tmp_path):
   start = event_pb2.SessionLog.SessionStatus.Value("START")
   logged = events(tmp_path / "tensorboard")
   assert [e.step for e in logged if e.session_log.status == start] == [5]
+
+
+def test_a_full_disk_is_an_error_of_the_caller_and_leaves_no_file_open(tmp_path):
+  """A thread that writes would die with a traceback, and an open file complain at the exit."""
+
+  def opened() -> list[str]:
+    links = [os.readlink(link) for link in map(str, pathlib.Path("/proc/self/fd").iterdir())
+             if os.path.islink(link)]  # fmt: skip
+    return [link for link in links if link.startswith(str(tmp_path)) or link == "/dev/full"]
+
+  if not (os.path.exists("/dev/full") and os.path.exists("/proc/self/fd")):
+    pytest.skip("not Linux")
+  (tmp_path / "timing.jsonl").symlink_to("/dev/full")
+  threads = threading.active_count()
+  writer = MetricsWriter(tmp_path)
+  assert threading.active_count() == threads and len(opened()) == 3
+  with pytest.raises(OSError, match="No space left"):
+    writer.write(row(4), 0.1)
+  with pytest.raises(OSError, match="No space left"):
+    writer.close()  # what could not be written is tried again
+  assert opened() == []
+  assert read_rows(writer.path) == [row(4)]
