@@ -1,7 +1,7 @@
 """Early exit: what accuracy is left when a prediction stops at the first layer that is sure.
 
   python -m experiments.studies.early_exit \\
-    --presets=hff_digits,ff_digits,dtg_digits,local_ce_digits,cwc_digits --seeds=0,1,2
+    --presets=ff_digits,hff_digits,local_ce_digits,dtg_digits,predsim_digits --seeds=0,1,2
 
 Every preset is trained with every seed (or resumed: each run has a folder of its own under
 `--runs`); one that holds out no validation examples holds out `--validation`. On these,
@@ -24,7 +24,7 @@ from experiments.console import console
 from experiments.studies.exits import check_presets, draw, measure_preset, rows_of, table
 from fflax.core.early_exit import Confidence
 
-PRESETS = ["hff_digits", "ff_digits", "dtg_digits", "local_ce_digits", "cwc_digits"]
+PRESETS = ["ff_digits", "hff_digits", "local_ce_digits", "dtg_digits", "predsim_digits"]
 _NOTE = (
   "Thresholds are fitted on {validation} held-out examples, where the preset holds out none; MACs "
   "are counted from the trace of one image, all candidate labels included. The loss that a rule "
