@@ -23,12 +23,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # that tests start and the next run read from here. Keyed by the program: a change compiles anew.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".cache" / f"jax-{_cpu()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-# Two thirds of it go into code that is fast; a test runs it once. XLA ends the process at a flag
-# that it does not know, hence only where both are known. `XLA_FLAGS= make test` does without.
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-  os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-  )
+# Most of it goes into code that is fast; a test runs it once. XLA ends the process at a flag that
+# it does not know, hence each only from and up to the jaxlib where it is known to be known.
+# `XLA_FLAGS= make test` does without.
+_QUICK = {
+  "--xla_backend_optimization_level=0": ((0, 10), (0, 12)),
+  "--xla_cpu_use_fusion_emitters=false": ((0, 10), (0, 10)),
+}
+_jaxlib = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+_known = [flag for flag, (first, last) in _QUICK.items() if first <= _jaxlib <= last]
+if _known:
+  os.environ.setdefault("XLA_FLAGS", " ".join(_known))
 
 import hypothesis
 import jax
