@@ -10,6 +10,7 @@ for one picture, that of the cell tagged "figure".
 import argparse
 import base64
 import concurrent.futures
+import copy
 import functools
 import io
 import multiprocessing
@@ -88,6 +89,7 @@ def execute(notebook: nbformat.NotebookNode) -> tuple[float, float]:
     CellExecutionError: a cell failed.
   """
   start, before = time.perf_counter(), _children_seconds()
+  metadata = copy.deepcopy(notebook.metadata)
   with tempfile.TemporaryDirectory() as folder:
     client = NotebookClient(
       notebook,
@@ -98,6 +100,7 @@ def execute(notebook: nbformat.NotebookNode) -> tuple[float, float]:
       extra_arguments=[f"--IPKernelApp.exec_lines={_OFFLINE}"],
     )
     client.execute()
+  notebook.metadata = metadata  # the kernel has put its own version into it
   return time.perf_counter() - start, _children_seconds() - before
 
 
