@@ -203,32 +203,32 @@ class Int8Conv:
   def _by_patches(self, x: Array, w: Array) -> Array:
     rows, groups = math.prod(self.out[:-1]), self.groups
     *fields, inside, outside = self.kernel
-    taps = math.prod(fields)
-    patches = jnp.stack(self._shifted(_pad(x, self.pads), 1), axis=-2)
+    length = math.prod(fields) * inside
+    padded = _pad(x, self.pads)
     if groups == 1:
-      a, b = patches.reshape(rows, taps * inside), w.reshape(taps * inside, outside)
-      return int8_dot(a, b, backend=self.backend).reshape(self.out)
-    a = patches.reshape(rows, taps, groups, inside).transpose(2, 0, 1, 3)
-    b = w.reshape(taps * inside, groups, outside // groups).transpose(1, 0, 2)
-    a = row_major(a.reshape(groups, rows, taps * inside))
-    out = int8_dot(a, row_major(b), backend=self.backend)
+      a = jnp.stack(self._shifted(padded, 1), axis=-2).reshape(rows, length)
+      return int8_dot(a, w.reshape(length, outside), backend=self.backend).reshape(self.out)
+    # Groups first before there are `taps` times as many bytes: `[G, B, ..., taps, C / G]`.
+    padded = row_major(jnp.moveaxis(padded.reshape(*padded.shape[:-1], groups, inside), -2, 0))
+    a = jnp.stack(self._shifted(padded, 2), axis=-2).reshape(groups, rows, length)
+    b = w.reshape(length, groups, outside // groups).transpose(1, 0, 2)
+    out = int8_dot(row_major(a), row_major(b), backend=self.backend)
     return out.transpose(1, 0, 2).reshape(self.out)
 
   def _gradient_by_patches(self, x: Array, g: Array) -> Array:
     """int32, for any number of images."""
     rows, groups = math.prod(g.shape[:-1]), self.groups
     *fields, inside, outside = self.kernel
-    taps = math.prod(fields)
-    # Transposed before it is copied, not after: `[taps, C, rows]`.
+    length = math.prod(fields) * inside
+    # Transposed before it is copied, not after: `[G, taps, C / G, rows]`.
     channels_first = row_major(jnp.moveaxis(_pad(x, self.pads), -1, 0))
-    patches = jnp.stack(self._shifted(channels_first, 2))
+    split = channels_first.reshape(groups, inside, *channels_first.shape[1:])
+    a = jnp.stack(self._shifted(split, 3), axis=1).reshape(groups, length, rows)
     if groups == 1:
-      a, b = patches.reshape(taps * inside, rows), g.reshape(rows, outside)
+      a, b = a[0], g.reshape(rows, outside)
       return int8_dot(row_major(a), b, backend=self.backend).reshape(self.kernel)
-    a = patches.reshape(taps, groups, inside, rows).transpose(1, 0, 2, 3)
     b = g.reshape(rows, groups, outside // groups).transpose(1, 0, 2)
-    a = row_major(a.reshape(groups, taps * inside, rows))
-    out = int8_dot(a, row_major(b), backend=self.backend)
+    out = int8_dot(row_major(a), row_major(b), backend=self.backend)
     return out.transpose(1, 0, 2).reshape(self.kernel)
 
   def _depthwise_gradient(self, x: Array, g: Array) -> Array:

@@ -91,9 +91,9 @@ def _forward(
 def _backward(
   config: PbitConfig, window: int, residuals: tuple, cotangents: tuple[Array, Array]
 ) -> tuple[Array, None, None]:
-  v, word, slope_seeds = residuals
+  _, word, slope_seeds = residuals
   # Kept: else computed for each site of a window, and by what a loss's shapes make slow.
-  g, q = computed_once(lambda: cotangents, _never(slope_seeds))
+  v, g, q = computed_once(lambda: (residuals[0], *cotangents), _never(slope_seeds))
   return flip_gradient(v, word, slope_seeds, g, q, config, window), None, None
 
 
