@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 
 CURVE = 60
 """Points kept of a curve."""
+_LEAST_SPAN = 4.0  # percent of accuracy, of a panel
 
 
 class Answer(NamedTuple):
@@ -237,12 +238,16 @@ def draw(
   figure, axes = plt.subplots(
     1, len(curves), figsize=(3.1 * len(curves), 3.4), layout="constrained", squeeze=False
   )
-  looks = {"stops": ("o", "tab:red", "threshold"), "always": ("s", "tab:blue", "fixed depth")}
+  looks = {
+    "always": ("s", "tab:blue", "fixed depth"),
+    "stops": ("o", "tab:red", "threshold, as fitted"),
+  }
   for ax, (preset, runs) in zip(axes[0], curves.items(), strict=True):
     own = [r for r in rows if r["preset"] == preset]
-    for curve in runs:
+    for number, curve in enumerate(runs):
       cost, accuracy = np.array(curve).T
-      ax.plot(cost / 1e3, accuracy, color="tab:red", lw=0.8, alpha=0.5)
+      label = "" if number else "any threshold, each seed"
+      ax.plot(cost / 1e3, accuracy, color="tab:red", lw=0.8, alpha=0.5, label=label)
     for kind, (marker, color, label) in looks.items():
       mine = [r for r in own if r["answer"].startswith(kind)]
       cost = [np.mean(r["macs"]) / 1e3 for r in mine]
@@ -250,7 +255,11 @@ def draw(
       ax.errorbar(cost, [r["mean"] for r in mine], spread, fmt=marker, color=color, label=label)
     for r in (r for r in own if r["answer"].startswith("readout")):
       ax.plot(np.mean(r["macs"]) / 1e3, r["mean"], "k*", mfc="none", label="readouts, all layers")
-    ax.set(title=preset, xlabel="thousand MACs an image")
+    low, high = ax.get_ylim()
+    # Without a least span, a difference of one image would fill a panel.
+    beyond = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    ax.set(title=preset, xlabel="thousand MACs an image", ylim=(low - beyond, high + beyond))
+    ax.set_xlim(left=0)
     ax.grid(alpha=0.3)
   axes[0, 0].set_ylabel("test accuracy %")
   handles, labels = axes[0, 0].get_legend_handles_labels()
