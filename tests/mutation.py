@@ -189,8 +189,8 @@ FAULTS = (
   Fault(
     "stacked layers draw the first block's numbers",
     "fflax/training/sweeps.py",
-    "args = (mine, x, first + j)",
-    "args = (mine, x, j)",
+    "in_branch(j < size, one, mine, x, first + j)",
+    "in_branch(j < size, one, mine, x, j)",
     ("tests/training/step_test.py", "-k", "draws_its_own_numbers"),
   ),
   Fault(
@@ -390,10 +390,17 @@ FAULTS = (
     ("tests/training/optimizers_test.py", "-k", "accumulated"),
   ),
   Fault(
+    "p-bits are drawn again by all that reads them",
+    "fflax/core/pbits.py",
+    "word = computed_once(lambda: draw(seeds[0], v, config), _never(seeds))",
+    "word = draw(seeds[0], v, config)",
+    ("tests/core/branches_test.py",),
+  ),
+  Fault(
     "nothing holds the second run of a layer back",
     "fflax/training/rematerialize.py",
-    "return lax.cond(jnp.min(witness) > jnp.iinfo(witness.dtype).min, own, nothing)",
-    "return own()",
+    "return in_branch(surely(witness), lambda: jax.vjp(f, *args)[1](cotangents))",
+    "return jax.vjp(f, *args)[1](cotangents)",
     ("tests/training/rematerialize_test.py",),
   ),
   Fault(

@@ -36,6 +36,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.branches import computed_once
 from fflax.core.int8_config import Int8Config
 from fflax.core.int8_conv import Int8Conv
 from fflax.core.int8_gradients import RIVALS, UI8_PHI, Parts
@@ -45,7 +46,6 @@ from fflax.core.int8_products import (
   int8_dot_input_gradient,
   int8_dot_weight_gradient,
 )
-from fflax.core.materialize import computed_once
 from fflax.core.numerics import Numerics
 from fflax.core.quantize import Quantized, absmax_scale, quantize, rounding_noise, seed_words
 from fflax.types import Array, Key

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fflax.core.materialize import computed_once
+from fflax.core.branches import computed_once
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.pbit_gradients import flip_gradient
 from fflax.core.pbit_units import draw, log_probability, pooled_count, seeds_per_sample, to_windows

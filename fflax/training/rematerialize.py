@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 
-from fflax.training.branches import in_branch, surely
+from fflax.core.branches import in_branch, surely
 from fflax.types import Array, PyTree
 
 
@@ -17,7 +17,7 @@ def pull_again(f: Callable[..., PyTree], witness: Array, *args: PyTree) -> Calla
 
   Args:
     f: of arrays with gradients; what else it needs, it may close over, but has no gradient of.
-    witness: any integer array that the compiler does not know, see `fflax.training.branches`.
+    witness: any integer array that the compiler does not know, see `fflax.core.branches`.
     *args: of `f`.
   """
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from jax import lax
 
 from fflax.core import tags
+from fflax.core.branches import in_branch, surely
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import stack_states, unstack_states
-from fflax.training.branches import in_branch, surely
 from fflax.training.layer_step import Run, load_params, read_views
 from fflax.training.lookahead import Lookahead
 from fflax.training.readout_step import train_readouts

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.absorption import dense
+from fflax.core.branches import in_branch, surely
 from fflax.random import Role, layer_key
 from fflax.training.blocks import unstack_states
-from fflax.training.branches import in_branch, surely
 from fflax.training.layer_step import (
   Handed,
   Run,
@@ -76,7 +76,7 @@ def sweep_blocks(
   """The strict step of the layers from `first` on that stand in these blocks.
 
   They stand for those `offset` layers further up, which must be equal ones; keys are of these.
-  With `apart`, each is compiled by itself (`fflax.training.branches`), as those of a scan are.
+  With `apart`, each is compiled by itself (`fflax.core.branches`), as those of a scan are.
 
   Returns:
     New states by block, what the last of them hands on, and of each layer its metrics and what

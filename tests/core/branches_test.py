@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fflax.core.materialize import computed_once
+from fflax.core.branches import computed_once
 from fflax.core.pbit_config import PbitConfig
 from fflax.core.pbits import pbit
 

@@ -1,0 +1,45 @@
+"""Branches that are always taken, and the compiler does not know it.
+
+It does not look across them: nothing that stands in one is computed earlier, again, or fused with
+what stands around, so the same function rounds alike wherever it stands, and what it gives is kept
+(as seen on CPUs, where `lax.optimization_barrier` is dropped before that is decided).
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fflax.types import Array, PyTree
+
+_T = TypeVar("_T")
+
+
+def in_branch(taken: Array, f: Callable[..., PyTree], *args: PyTree) -> PyTree:
+  """`f(*args)`, in a branch of its own; `taken` `[]` is true, but nothing that is compiled in."""
+  shapes = jax.eval_shape(f, *args)
+  nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+  return lax.cond(taken, f, nothing, *args)
+
+
+def surely(witness: Array) -> Array:
+  """A `taken` from integers that the compiler does not know, none of them the least of its type."""
+  return jnp.min(witness) > jnp.iinfo(witness.dtype).min
+
+
+def computed_once(values: Callable[[], _T], impossible: Array) -> _T:
+  """`values()`, computed once and kept; on a CPU only.
+
+  There, XLA fuses into each consumer what it counts as cheap, noise and all: random numbers would
+  be drawn again for each of them, and several times for each element where a consumer pools.
+
+  Args:
+    values: makes an array, or a tree of arrays.
+    impossible: bool of any shape; never true, which XLA must not be able to tell. Under a `vmap` of
+      it nothing is gained, for both sides of the branch are computed.
+  """
+  if jax.default_backend() != "cpu":
+    return values()
+  return in_branch(jnp.logical_not(jnp.any(impossible)), values)
