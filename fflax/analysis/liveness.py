@@ -56,7 +56,7 @@ def scan_body_live(eqn: JaxprEqn, live: Live) -> tuple[Live, Live]:
 
   A carry matters if it does at the end, or if the next turn reads it.
   """
-  constants, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+  constants, carries = _constants_and_carries(eqn)
   body = open_jaxpr(eqn.params["jaxpr"])
   while True:
     _, used = live_equations(body, live)
@@ -67,13 +67,21 @@ def scan_body_live(eqn: JaxprEqn, live: Live) -> tuple[Live, Live]:
     live = new
 
 
+def _constants_and_carries(eqn: JaxprEqn) -> tuple[int, int]:
+  """How many of a scan's arguments, the first and the next, are constants and carries."""
+  if "num_consts" in eqn.params:
+    return eqn.params["num_consts"], eqn.params["num_carry"]
+  constants, carries, _ = eqn.params["ft_in"].unpack()  # from jax 0.12 on
+  return len(list(constants)), len(list(carries))
+
+
 def _is_var(v: Any) -> bool:
   return not isinstance(v, Literal)
 
 
 def _live_inputs(eqn: JaxprEqn, live: Live) -> Live:
   if eqn.primitive.name == "scan":
-    constants, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+    constants, carries = _constants_and_carries(eqn)
     live, used = scan_body_live(eqn, live)
     carried = used[constants : constants + carries]
     final = tuple(a or b for a, b in zip(live, carried, strict=False))
