@@ -36,7 +36,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fflax.random import Role, role_key
 from fflax.training.chunk import Feed, failures, gather_batch
 from fflax.training.pipeline import Pipeline, cut, whole_rows
-from fflax.training.sharding import make_mesh, put
+from fflax.training.sharding import make_mesh
 from fflax.training.stages import Message
 from fflax.types import Array, Key, LayerState, Metrics, PyTree, ReadoutState, Trainer, TrainState
 
@@ -257,11 +257,13 @@ def make_spmd_pipeline(
   whole, parted = NamedSharding(mesh, _WHOLE), NamedSharding(mesh, _SPLIT)
 
   def scatter(state: TrainState) -> _Parts:
-    def place(x: Array) -> Array:
-      return jax.make_array_from_callback(x.shape, parted, np.asarray(x).__getitem__)
+    # From the host: of several processes, each has the whole state.
+    def placed(x: Array, sharding: NamedSharding) -> Array:
+      return jax.make_array_from_callback(x.shape, sharding, np.asarray(x).__getitem__)
 
-    step, key = (put(jnp.copy(x), whole) for x in (state.step, state.key))
-    return _Parts(step, key, *jax.tree.map(place, split(state)))
+    step, key = placed(state.step, whole), placed(jax.random.key_data(state.key), whole)
+    key = jax.random.wrap_key_data(key, impl=jax.random.key_impl(state.key))
+    return _Parts(step, key, *jax.tree.map(lambda x: placed(x, parted), split(state)))
 
   def gather(parts: _Parts) -> TrainState:
     here = jax.tree.map(lambda a: a.addressable_data(0), (*parts[:2], *to_all(parts[2:])))

@@ -2,9 +2,10 @@
 
 No gradient crosses a layer, so stage s may work on batch n while stage s - 1 works on batch n + 1:
 it needs the stage below's output for its batch, from before that stage's update, and nothing back.
-All keys are functions of step and layer, so the numbers are those of the ordinary step (to the
-bit, as tested on CPU devices). What one
-batch needs of all layers at once rides along with it: features, for readouts above the last stage.
+All keys are functions of step and layer, so the numbers are those of the ordinary step; to the bit,
+as tested on CPU devices, for each layer is compiled by itself (`fflax.training.branches`): fused
+with what else its stage does, sums would round otherwise than in the ordinary step. What one batch
+needs of all layers at once rides along with it: features, for readouts above the last stage.
 """
 
 import functools
@@ -59,8 +60,8 @@ class Stages(NamedTuple):
     enter: `(state, batch) -> Message` for the first stage, whose state tells the key and the step.
     steps: one a stage, `(state, message) -> (state, message, metrics)`: the state of its layers
       alone; metrics `[layers of the stage]`, and those of the readouts from the last.
-    layers: the same without readouts, `(state, message, offset) -> (layers, message, metrics)`, and
-      each layer compiled by itself; one serves equal layers that stand `offset` further up.
+    layers: the same without readouts, `(state, message, offset=0) -> (layers, message, metrics)`;
+      one serves equal layers that stand `offset` further up, too.
     readouts: `(state, message) -> (readouts, metrics)`: trained on all that the message has read.
     split: the state of a run -> one `TrainState` a stage; the last one has the readouts.
     join: its inverse.
@@ -133,7 +134,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
     plain = run.method.plain_view(batch.image)[None] if own_pass else ()
     return Message(x, batch.label, plain)
 
-  def make_layers(stage: int, apart: bool) -> Callable:
+  def make_layers(stage: int) -> Callable:
     first, own_blocks = firsts[stage], blocks[stage]
 
     def learn(
@@ -143,8 +144,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
       if own_pass:
         for i, own in enumerate(unstack_states(state.layers, own_blocks), first):
           look = functools.partial(_look, run, i)
-          args = (own, plain)
-          seen, plain = in_branch(surely(message.label), look, *args) if apart else look(*args)
+          seen, plain = in_branch(surely(message.label), look, own, plain)
           read.append(seen)
       layers, x, rows, heard = sweep_blocks(
         run,
@@ -155,7 +155,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
         message.label,
         key,
         offset=offset,
-        apart=apart,
+        apart=True,
       )
       if run.readouts_listen:
         read += [r[0] for r in heard]
@@ -172,7 +172,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
       return train_readouts(run, state, message.read, message.label, key)
 
   def make_step(stage: int) -> Callable:
-    learn, is_last = make_layers(stage, False), stage == len(sizes) - 1
+    learn, is_last = layers[stage], stage == len(sizes) - 1
 
     def step(state: TrainState, message: Message) -> tuple[TrainState, Message, Metrics]:
       own, above, metrics = learn(state, message)
@@ -184,7 +184,7 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
 
     return step
 
-  layers = tuple(make_layers(i, True) for i in range(len(sizes)))
+  layers = tuple(make_layers(i) for i in range(len(sizes)))
 
   def split(state: TrainState) -> tuple[TrainState, ...]:
     each, parts = unstack_states(state.layers, run.blocks), []

@@ -153,7 +153,7 @@ def test_the_slurm_script_hands_its_arguments_to_every_task(tmp_path):
 # --- two processes --------------------------------------------------------------------------------
 
 SMALL = (
-  "--config.networks.mlp.sizes=(48,32)",
+  "--config.networks.mlp.sizes=(32,32,32)",
   "--config.epochs=12",
   "--config.eval_every=6",
   "--config.checkpoint_every=1",
@@ -203,10 +203,10 @@ def last_state(folder: pathlib.Path) -> list[bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axis", ["data", "layer"])
-def test_two_processes_are_one_with_two_devices(tmp_path, axis):
+@pytest.mark.parametrize(("axis", "pipeline"), [("data", ""), ("layer", "mpmd"), ("layer", "spmd")])
+def test_two_processes_are_one_with_two_devices(tmp_path, axis, pipeline):
   """Every bit of metrics and state; killed and resumed, too."""
-  flags = (*SMALL, f"--config.mesh.{axis}=2")
+  flags = (*SMALL, f"--config.mesh.{axis}=2", f"--config.mesh.pipeline={pipeline or 'mpmd'}")
   one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
   done = with_devices("experiments.train", *flags, f"--workdir={one}", devices=2)
   assert done.returncode == 0, done.stderr

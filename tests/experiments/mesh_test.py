@@ -123,16 +123,12 @@ def test_a_run_begun_on_eight_devices_goes_on_with_one(tmp_path):
 @pytest.mark.slow
 def test_a_pipeline_is_the_run_on_one_device(tmp_path):
   """Rows of metrics and evaluations are equal in every byte; what cannot be one is refused."""
-  args = (
-    "--config.networks.mlp.sizes=(48,32,32)",
-    "--config.epochs=2",
-    "--config.eval_every=1",
-    "--config.checkpoint_every=1",
-  )
+  common = ("--config.epochs=2", "--config.eval_every=1", "--config.checkpoint_every=1")
+  args = ("--config.networks.mlp.sizes=(32,32,32)", *common)
   for flag, sentence in (
     ("--config.mesh.layer=4", "mesh.layer=4: network 'mlp' has 3 layers to share out"),
     ("--config.mesh.data=2", "a run shares either batches or layers"),
-    ("--config.networks.mlp.sizes=(48,32,16)", "network 'mlp' has 1: use mesh.pipeline='mpmd'"),
+    ("--config.network=small_cnn", "network 'small_cnn' has 1: use mesh.pipeline='mpmd'"),
     ("--config.method=backprop", "those of method 'backprop' are global in this run"),
     ("--config.schedule=alternating", "under schedule 'alternating' layers take turns"),
   ):
@@ -145,7 +141,7 @@ def test_a_pipeline_is_the_run_on_one_device(tmp_path):
 
   # By its shapes, which come with the data, one layer fewer is equal.
   unequal = ("--config.networks.mlp.sizes=(32,32)", f"--workdir={tmp_path / 'unequal'}")
-  done = with_devices("experiments.train", *args, *unequal, *two)
+  done = with_devices("experiments.train", *common, *unequal, *two)
   assert done.returncode == 2 and "network 'mlp' has 1: use" in done.stderr, done.stderr
   assert not (tmp_path / "unequal").exists()
 
