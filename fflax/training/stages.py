@@ -3,7 +3,7 @@
 No gradient crosses a layer, so stage s may work on batch n while stage s - 1 works on batch n + 1:
 it needs the stage below's output for its batch, from before that stage's update, and nothing back.
 All keys are functions of step and layer, so the numbers are those of the ordinary step; to the bit,
-as tested on CPU devices, for each layer is compiled by itself (`fflax.training.branches`): fused
+as tested on CPU devices, for each layer is compiled by itself (`fflax.core.branches`): fused
 with what else its stage does, sums would round otherwise than in the ordinary step. What one batch
 needs of all layers at once rides along with it: features, for readouts above the last stage.
 """
