@@ -3,6 +3,7 @@ the numbers are integers. Kernels run in Pallas' interpreter; that they lower fo
 is checked here, too, that they are fast there is not.
 """
 
+import contextlib
 import functools
 import re
 
@@ -300,6 +301,14 @@ def example(form: str, dtype: str):
   return lambda module: module.matmul, (x, w)
 
 
+def lowered_for(platform: str) -> contextlib.AbstractContextManager:
+  """Where Triton asks for the GPU that it lowers for, as from jax 0.12 on, names one."""
+  if platform != "cuda" or not hasattr(jax.sharding, "AbstractDevice"):
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", num_cores=None, platform="cuda")
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", WEIGHTS)
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -314,13 +323,14 @@ def test_lowers_for_its_machine(form, dtype, platform):
   }[platform]
   if platform == "cuda" and pallas_gpu.triton is None:
     pytest.skip("this JAX has no Triton dialect")
-  traced = jax.jit(function(module)).trace(*arrays)
-  try:
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-  except RuntimeError as error:  # JAX 0.11 compiles where it lowers, which needs its CUDA plugin
-    if "Triton compilation handler" not in str(error):
-      raise
-    pytest.skip("this JAX compiles Triton with its CUDA plugin only")
+  with lowered_for(platform):
+    try:
+      traced = jax.jit(function(module)).trace(*arrays)
+      text = traced.lower(lowering_platforms=(platform,)).as_text()
+    except RuntimeError as error:  # JAX 0.11 compiles where it lowers, which needs its CUDA plugin
+      if "Triton compilation handler" not in str(error):
+        raise
+      pytest.skip("this JAX compiles Triton with its CUDA plugin only")
   assert target in text
 
 
