@@ -150,7 +150,7 @@ def make(path: pathlib.Path, write: bool) -> tuple[bool, str]:
   try:
     seconds, busy = execute(notebook)
     size = keep_one_figure(notebook)
-  except (CellExecutionError, ValueError) as error:
+  except (CellExecutionError, ValueError, TimeoutError, RuntimeError) as error:
     return False, f"{path.stem} failed: {error}"
   if write:
     nbformat.write(notebook, target)
@@ -168,6 +168,8 @@ def main() -> int:
   parser.add_argument("--write", action="store_true", help="write the notebooks, figures included")
   parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time")
   args = parser.parse_args()
+  if args.jobs < 1:
+    parser.error(f"--jobs must be at least 1, not {args.jobs}")
   try:
     paths = sources(args.names)
   except ValueError as error:

@@ -113,6 +113,10 @@ def check(config: ExperimentConfig) -> None:
   _check_accumulation(config, parts["method"])
   if config.mesh.layer > 1:
     _check_pipeline(config.mesh, parts)
+  elif config.mesh.pipeline != MeshConfig().pipeline:
+    raise ValueError(
+      f"mesh.pipeline={config.mesh.pipeline!r} is for runs with several stages: set mesh.layer"
+    )
 
 
 def _check_pipeline(mesh: MeshConfig, parts: Mapping[str, Any]) -> None:

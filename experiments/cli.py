@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import pathlib
 import shlex
 import sys
@@ -41,19 +42,15 @@ def checking() -> Iterator[None]:
     raise UsageError(str(error) or type(error).__name__) from error
 
 
-def _without_late_writes(usual: Callable[[Any], Any]) -> Callable[[Any], None]:
+def _unless_late_write(usual: Callable[[Any], Any], unraisable: Any) -> None:
   """A `sys.unraisablehook` for when a save has failed and its other writes end, unheard.
 
   When one write of a checkpoint fails, orbax closes its event loop; tensorstore's threads, which
   tell that loop of the others, would each print a traceback beside the one sentence.
   """
-
-  def hook(unraisable: Any) -> None:
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-      usual(unraisable)
-
-  return hook
+  error = unraisable.exc_value
+  if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+    usual(unraisable)
 
 
 _CIRCUMSTANCES = tuple(
@@ -69,7 +66,9 @@ def working(folder: pathlib.Path) -> Iterator[None]:
     folder: of the run; what is saved there is whole, so the sentence says how to go on.
   """
   usual = sys.unraisablehook
-  sys.unraisablehook = _without_late_writes(usual)  # stays if the work fails: they come later
+  if getattr(usual, "func", None) is not _unless_late_write:
+    # Stays if the work fails: they come later.
+    sys.unraisablehook = functools.partial(_unless_late_write, usual)
   try:
     yield
     sys.unraisablehook = usual

@@ -46,7 +46,8 @@ def opening(experiment: Experiment, state: TrainState, matrix: np.ndarray) -> No
     shared = ", ".join(f"{name} {size}" for name, size in axes.items())
     number = jax.process_count()
     of = f" of {number} processes" if number > 1 else ""
-    console.print(f"mesh      {shared}: {math.prod(axes.values())} devices{of}")
+    kind = f", {config.mesh.pipeline}" if "layer" in axes else ""
+    console.print(f"mesh      {shared}{kind}: {math.prod(axes.values())} devices{of}")
   console.print(
     f"run       {config.method} x {config.network} x {config.numerics} x {config.schedule} x "
     f"{config.readouts[0]}, seed {config.seed}"

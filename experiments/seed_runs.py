@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.assembly import Experiment, build
 from experiments.config import ExperimentConfig
+from experiments.sweep_points import drawn_by_seed
 from fflax.training.chunk import make_chunk
 from fflax.types import TrainState
 
@@ -36,16 +37,22 @@ class SeedRuns(NamedTuple):
 def train_seeds(config: ExperimentConfig, seeds: Sequence[int]) -> SeedRuns:
   """Trains to the end of the plan and keeps nothing on disk; `config.seed` counts for nothing.
 
-  A seed's run is the one that `experiments.train` makes, up to rounding.
+  A seed's run is the one that `experiments.train` makes, up to rounding. One that diverges is not
+  stopped: its error is what its last state answers.
 
   Raises:
-    ValueError: the combination is impossible, or seeds would have data of their own.
+    ValueError: the combination is impossible, seeds would have data of their own, or the run asks
+      for several devices or for data that are streamed.
   """
-  if config.data.validation or config.data.name == "synthetic":
+  if drawn_by_seed(config.data):
     raise ValueError(
       "seeds with examples of their own do not share a program: use experiments.sweep"
     )
+  if set(config.mesh.axes.values()) != {1}:
+    raise ValueError("seeds in one program are on one device: leave mesh at 1")
   run = build(config)
+  if run.feed.stream is not None:
+    raise ValueError("seeds in one program want their set in memory, not as records")
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
   fresh = jax.jit(jax.vmap(run.trainer.init, in_axes=(0, None)))(keys, run.example())
   chunk = make_chunk(run.trainer, run.feed, run.plan.num_steps, over_seeds=True)

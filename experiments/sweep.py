@@ -35,7 +35,6 @@ from experiments import (
 from experiments.console import console, counting
 from experiments.sweep_axes import Point, grid, label, make_axes, preset_axes
 from experiments.sweep_points import Rows
-from fflax.training.sharding import MeshConfig
 
 _DEFAULT_CONFIG = str(pathlib.Path(__file__).parent / "configs" / "ff_digits.py")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> int:
     if _SEARCH.value < 0 or (_SEARCH.value and _SLICE.value):
       raise ValueError("--search takes a number of trials and no --slice: its workers share trials")
     distributed.check_joined(base.distributed)
-    if base.mesh != MeshConfig():
+    if set(base.mesh.axes.values()) != {1}:
       raise ValueError("a sweep spreads its points over all devices by itself: leave mesh at 1")
     if _JOBS.value > 1 and jax.default_backend() != "cpu":
       raise ValueError(

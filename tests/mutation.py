@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -510,7 +510,7 @@ def try_fault(scratch: pathlib.Path, fault: Fault) -> Result:
   return Result(Verdict.BROKEN, f"{reason}; {last}", output)
 
 
-def selection(every: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def selection(every: Collection[tuple[str, ...]]) -> tuple[str, ...]:
   """pytest arguments for all of `every` in one run: each file with its own `-k` expression."""
   chosen = []
   for file, *options in every:

@@ -16,8 +16,8 @@ the way up.
 With `--processes=2` the pipeline is shared by two processes, each on cores of its own, that send
 each other messages over the loopback; with `--spmd` another worker trains the pipeline as one
 program (`mesh.pipeline='spmd'`), to be compared with both, for which layers should be equal:
-`--spmd --sizes=794,794,794,794,794,794,794,794` (pixels and label are 794). Results of these go
-into files of their own.
+`--spmd --sizes=794,794,794,794,794,794,794,794` (pixels and label are 794). The predictions stay
+those of the stages that a host dispatches. Results of these go into files of their own.
 """
 
 import dataclasses

@@ -92,7 +92,8 @@ def _backward(
   config: PbitConfig, window: int, residuals: tuple, cotangents: tuple[Array, Array]
 ) -> tuple[Array, None, None]:
   _, word, slope_seeds = residuals
-  # Kept: else computed for each site of a window, and by what a loss's shapes make slow.
+  # Kept: else computed again for each site of a window; a loss that sums over blocks of channels
+  # costs a division of indices there, which keeps a CPU from its vector units.
   v, g, q = computed_once(lambda: (residuals[0], *cotangents), _never(slope_seeds))
   return flip_gradient(v, word, slope_seeds, g, q, config, window), None, None
 

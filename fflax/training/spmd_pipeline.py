@@ -266,7 +266,9 @@ def make_spmd_pipeline(
     return _Parts(step, key, *jax.tree.map(lambda x: placed(x, parted), split(state)))
 
   def gather(parts: _Parts) -> TrainState:
+    # All copies of what stands before and after come, one is used: a moment's memory.
     here = jax.tree.map(lambda a: a.addressable_data(0), (*parts[:2], *to_all(parts[2:])))
+    here = jax.device_put(here, jax.local_devices()[0])
     return join(*jax.tree.map(jnp.copy, here[:2]), *here[2:])
 
   latest: list[tuple[Array, ...]] = []

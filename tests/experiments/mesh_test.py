@@ -74,6 +74,7 @@ def test_eight_devices_find_what_one_finds(case, group):
     ({"mesh": {"data": 0}}, "mesh.data must be at least 1, not 0"),
     ({"mesh": {"layer": -2}}, "mesh.layer must be at least 1, not -2"),
     ({"mesh": {"rows": 2}}, "unknown field 'rows' of mesh"),
+    ({"mesh": {"pipeline": "spmd"}}, "mesh.pipeline='spmd' is for runs with several stages"),
     ({"mesh": {"pipeline": "1f1b"}}, "mesh.pipeline must be one of ('mpmd', 'spmd'), not '1f1b'"),
   ],
 )

@@ -42,3 +42,5 @@ def test_seeds_with_examples_of_their_own_are_refused():
   for changes in ({"data.validation": 100}, {"data.name": "synthetic"}):
     with pytest.raises(ValueError, match="examples of their own"):
       train_seeds(with_values(BASE, changes), (0, 1))
+  with pytest.raises(ValueError, match="on one device: leave mesh at 1"):
+    train_seeds(with_values(BASE, {"mesh.layer": 2}), (0, 1))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fflax.training import schedules
+from fflax.training import schedules, streaming
 from fflax.training.chunk import Feed
 from fflax.training.lookahead import constant
 from fflax.training.loop import Plan, train
 from fflax.training.pipeline import make_pipeline
 from fflax.training.spmd_pipeline import make_spmd_pipeline, share_out
+from fflax.training.streaming import Stream
 from tests.training import tiny_layers as tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -104,6 +105,17 @@ def feed() -> Feed:
   return Feed(indices, lambda key, x: x + 0.1 * jax.random.normal(key, x.shape))
 
 
+def stream(last_step: int) -> Stream:
+  """The same batches, taken on the host step by step."""
+  images, labels = map(np.asarray, data())
+
+  def start(key, first_step):
+    rows = np.asarray(feed().indices(key, first_step, last_step - first_step))
+    yield from ((images[i], labels[i]) for i in rows)
+
+  return Stream(start, tiny.ROWS, tiny.ROWS * 4)
+
+
 def data() -> tuple[jax.Array, jax.Array]:
   rng = np.random.default_rng(0)
   image = jnp.asarray(rng.normal(size=(NUM, tiny.SIZE)), jnp.float32)
@@ -140,17 +152,17 @@ def test_what_cannot_be_a_pipeline_is_refused(changes, sizes, sentence):
     make_pipeline(trainer_of(**changes), feed(), CAPACITY, sizes)
 
 
-def test_the_loop_drives_a_pipeline(tmp_path):
+def test_the_loop_drives_a_pipeline(tmp_path, monkeypatch):
   """It resumes what one device has begun; rows, evaluations and the end are those of one device."""
   trainer = tiny.trainer()
   state = tiny.jit(trainer.init)(jax.random.key(0), tiny.batch())
   scores = jax.jit(lambda s: {"test/sum": jnp.sum(trainer.answer(s, data()[0]).layers[-1])})
   plan = Plan(num_steps=12, steps_per_epoch=5, log_every=3, eval_every=6, checkpoint_every=6)
 
-  def run(name, plan, pipeline):
+  def run(name, plan, pipeline, feed=feed(), data=data()):  # noqa: B008
     folder = tmp_path / name
     return train(
-      trainer, feed(), state, *data(), plan, evaluate=scores, directory=folder, pipeline=pipeline
+      trainer, feed, state, *data, plan, evaluate=scores, directory=folder, pipeline=pipeline
     ), (folder / "metrics.jsonl").read_bytes()
 
   whole = run("whole", plan, None)
@@ -163,3 +175,7 @@ def test_the_loop_drives_a_pipeline(tmp_path):
     piped = run(name, plan, pipeline)
     assert piped[1] == whole[1]
     jax.tree.map(np.testing.assert_array_equal, *strip(piped[0], whole[0]))
+  monkeypatch.setattr(streaming, "WINDOW", 2 * tiny.ROWS * 4)  # two of a chunk's three steps
+  streamed = run("streamed", plan, pipeline, feed()._replace(stream=stream(12)), (None, None))
+  assert streamed[1] == whole[1]
+  jax.tree.map(np.testing.assert_array_equal, *strip(streamed[0], whole[0]))
