@@ -119,7 +119,8 @@ class _Walk:
 
   def _cond(self, eqn: JaxprEqn, live: tuple[bool, ...], path: str) -> Counts:
     branches = [self.jaxpr(open_jaxpr(b), live, path) for b in eqn.params["branches"]]
-    dearest = max(branches, key=lambda c: (c.total("macs"), c.total("ops"), c.total("bits")))
+    weights = ("macs", "ops", "bits", "pbits")
+    dearest = max(branches, key=lambda c: tuple(map(c.total, weights)))
     if all(b.items == dearest.items for b in branches):
       return dearest
     note = "conditionals count as their dearest branch"
