@@ -83,6 +83,11 @@ class DataConfig:
   normalization: str = "none"
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
 
+  @property
+  def drawn_by_seed(self) -> bool:
+    """Whether the seed decides which examples there are, not only in which order they come."""
+    return bool(self.validation or self.name == "synthetic")
+
   def source_options(self) -> dict[str, Any]:
     """The options of the source that are set."""
     return {name: getattr(self, name) for name in _SOURCE_OPTIONS if getattr(self, name)}

@@ -9,7 +9,6 @@ import numpy as np
 
 from experiments.assembly import Experiment, build
 from experiments.config import ExperimentConfig
-from experiments.sweep_points import drawn_by_seed
 from fflax.training.chunk import make_chunk
 from fflax.types import TrainState
 
@@ -44,7 +43,7 @@ def train_seeds(config: ExperimentConfig, seeds: Sequence[int]) -> SeedRuns:
     ValueError: the combination is impossible, seeds would have data of their own, or the run asks
       for several devices or for data that are streamed.
   """
-  if drawn_by_seed(config.data):
+  if config.data.drawn_by_seed:
     raise ValueError(
       "seeds with examples of their own do not share a program: use experiments.sweep"
     )

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.assembly import Experiment, build
-from experiments.config import DataConfig
 from experiments.sweep_axes import Point, with_values
 from experiments.traced import TracedFloat, weak
 from fflax.data.dataset import Dataset, Split
@@ -49,12 +48,7 @@ class Program(NamedTuple):
 def data_differ(points: Sequence[Point]) -> bool:
   """Whether the points learn from different examples."""
   seeds = {p.config.seed for p in points}
-  return len(seeds) > 1 and drawn_by_seed(points[0].config.data)
-
-
-def drawn_by_seed(data: DataConfig) -> bool:
-  """Whether the seed decides which examples there are, not only in which order they come."""
-  return bool(data.validation or data.name == "synthetic")
+  return len(seeds) > 1 and points[0].config.data.drawn_by_seed
 
 
 def make_program(points: Sequence[Point], traced: Sequence[str], dataset: Dataset) -> Program:

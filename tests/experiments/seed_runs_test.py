@@ -1,6 +1,8 @@
 """Seeds under one `vmap` are the runs of these seeds alone."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -44,3 +46,10 @@ def test_seeds_with_examples_of_their_own_are_refused():
       train_seeds(with_values(BASE, changes), (0, 1))
   with pytest.raises(ValueError, match="on one device: leave mesh at 1"):
     train_seeds(with_values(BASE, {"mesh.layer": 2}), (0, 1))
+
+
+def test_a_notebook_that_imports_it_keeps_its_own_way_of_showing_figures():
+  """What writes figures to files chooses a backend for that."""
+  code = "import sys, experiments.seed_runs, experiments.panels; "
+  code += "sys.exit('matplotlib.pyplot' in sys.modules)"
+  subprocess.run([sys.executable, "-c", code], check=True)
