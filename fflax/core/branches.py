@@ -1,4 +1,4 @@
-"""Branches that are always taken, and the compiler does not know it.
+"""Branches and loops that are always taken once, and the compiler does not know it.
 
 It does not look across them: nothing that stands in one is computed earlier, again, or fused with
 what stands around, so the same function rounds alike wherever it stands, and what it gives is kept
@@ -27,6 +27,33 @@ def in_branch(taken: Array, f: Callable[..., PyTree], *args: PyTree) -> PyTree:
 def surely(witness: Array) -> Array:
   """A `taken` from integers that the compiler does not know, none of them the least of its type."""
   return jnp.min(witness) > jnp.iinfo(witness.dtype).min
+
+
+def in_loop(taken: Array, f: Callable[..., tuple], state: PyTree, *args: PyTree) -> tuple:
+  """`f(state, *args) -> (state, *rest)`, in a loop of its own that is taken once; on a CPU only.
+
+  A branch copies all that leaves it; a loop moves its state in the state's own place. Elsewhere it
+  is `f(state, *args)`: a GPU's host would wait for the loop's condition.
+
+  Args:
+    taken: as for `in_branch`.
+    f: what it gives first has the shapes and dtypes of `state`.
+    state: may be donated by who calls.
+    args: arrays, or trees of them.
+  """
+  if jax.default_backend() != "cpu":
+    return f(state, *args)
+  _, *shapes = jax.eval_shape(f, state, *args)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  def body(i: Array, carry: tuple) -> tuple:
+    state, args, _ = carry
+    state, *rest = f(state, *args)
+    # To the compiler they change: it would compute outside what depends on nothing else.
+    return state, jax.tree.map(lambda a: jnp.where(i < 1, a, jnp.zeros_like(a)), args), rest
+
+  state, _, rest = lax.fori_loop(0, taken.astype(jnp.int32), body, (state, args, zeros))
+  return state, *rest
 
 
 def computed_once(values: Callable[[], _T], impossible: Array) -> _T:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.absorption import dense
-from fflax.core.branches import in_branch, surely
+from fflax.core.branches import in_branch, in_loop, surely
 from fflax.random import Role, layer_key
 from fflax.training.blocks import unstack_states
 from fflax.training.layer_step import (
@@ -97,7 +97,7 @@ def sweep_blocks(
 
     if block == 1:
       args = (block_state, x, first + offset)
-      new, (x, shown), metrics = in_branch(surely(label), one, *args) if apart else one(*args)
+      new, (x, shown), metrics = in_loop(surely(label), one, *args) if apart else one(*args)
       rows.append(metrics)
       read.append(shown)
     else:
