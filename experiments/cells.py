@@ -11,7 +11,7 @@ def is_accuracy(row: Mapping[str, Any]) -> bool:
   return row["metric"] == "test_error_percent" and not row.get("readout", "").startswith("layer ")
 
 
-def error_of(row: Mapping[str, Any]) -> str:
+def mean_of(row: Mapping[str, Any]) -> str:
   """Mean and sample deviation, and how many seeds diverged."""
   if row["mean"] is None:
     return "diverged"

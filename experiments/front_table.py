@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import config
-from experiments.cells import beside, error_of, is_accuracy
+from experiments.cells import beside, mean_of, is_accuracy
 from experiments.gaps import control_row, paired_gap
 
 _HEAD = (
@@ -52,7 +52,7 @@ def _cells(row: Mapping[str, Any], everything: Sequence[Mapping[str, Any]]) -> l
     row["numerics"],
     row["readout"],
     row["locality"],
-    error_of(row),
+    mean_of(row),
     str(len(row["seeds"])),
     "-" if row.get("published") is None else f"{row['published']:g}",
     "-" if gap is None else gap.in_points(),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import cli, marked, results
-from experiments.cells import beside, error_of, is_accuracy
+from experiments.cells import beside, mean_of, is_accuracy
 from experiments.console import console, si
 from experiments.front_table import front_table
 from experiments.gaps import Gap, control_row, paired_gap
@@ -73,7 +73,7 @@ def _line(study: str, row: Mapping[str, Any], gap: Gap | None) -> list[str]:
     row["network"],
     row["numerics"],
     row.get("readout", "-") + (f", {samples} samples" if samples else ""),
-    error_of(row),
+    mean_of(row),
     str(len(row["seeds"])),
     row["locality"],
     "-" if gap is None else str(gap),

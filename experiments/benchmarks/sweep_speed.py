@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, config, results
+from experiments import cells, cli, config, results
 from experiments.assembly import Experiment, build
 from experiments.console import console
 from experiments.sweep_axes import Point, grid
@@ -172,9 +172,10 @@ def main(argv: list[str]) -> int:
     own = {n: [round(s, 3) for s in seconds[n]] for n in (label, rival)}
     told = {**columns, "preset": f"{len(points)} points of ff_digits, {label}", "seconds": own}
     rows += results.speedups(seconds, label, [rival], **told)
+  written = results.write_study("sweep_speed", rows)
   for r in rows:
-    console.print(f"{r['preset']}: {r['mean']:.2f} +- {r['std']:.2f} times as fast as {r['rival']}")
-  console.print(f"results   {results.write_study('sweep_speed', rows)}")
+    console.print(f"{r['preset']}: {cells.mean_of(r)} times as fast as {r['rival']}")
+  console.print(f"results   {written}")
   return 0
 
 
