@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import config
-from experiments.cells import beside, mean_of, is_accuracy
+from experiments.cells import beside, is_accuracy, mean_of
 from experiments.gaps import control_row, paired_gap
 
 _HEAD = (

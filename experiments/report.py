@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import cli, marked, results
-from experiments.cells import beside, mean_of, is_accuracy
+from experiments.cells import beside, is_accuracy, mean_of
 from experiments.console import console, si
 from experiments.front_table import front_table
 from experiments.gaps import Gap, control_row, paired_gap

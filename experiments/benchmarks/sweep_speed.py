@@ -122,7 +122,8 @@ def main(argv: list[str]) -> int:
       networks={"mlp": {"sizes": sizes}},
     )
     points, _ = grid(base, {"seed": _SEEDS, _RATE: _RATES})
-  dataset = sources.load(base.data.name)
+    dataset = sources.load(base.data.name)
+    locality = build(points[0].config, dataset).trainer.locality
   datasets = dict.fromkeys(_SEEDS, dataset)
   key = f"accuracy/{base.readouts[0]}"
   seconds: dict[str, list[float]] = {}
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> int:
   columns = {
     **results.choices(base),
     "preset": "ff_digits",
-    "locality": build(points[0].config, dataset).trainer.locality,
+    "locality": locality,
     "points": len(points),
     "command": cli.command_line("experiments.benchmarks.sweep_speed", sys.argv[1:]),
   }
