@@ -249,6 +249,7 @@ GRIDS: Mapping[str, Callable[[], Grid]] = MappingProxyType(
     "families_fmnist": lambda: families(
       "fashion_mnist", "Four rules on Fashion-MNIST: conv 16-32-32"
     ),
+    "families_cifar10": lambda: families("cifar10", "Four rules on CIFAR-10: conv 16-32-32"),
     "ffint8_cifar10_small": lambda: int8_pairs(
       "ffint8_small_cnn", "int8 on CIFAR-10, a small conv net"
     ),
