@@ -32,8 +32,9 @@ from fflax.training.sharding import MeshConfig, make_mesh, replicate, split_batc
 from fflax.training.spmd_pipeline import share_out
 from fflax.training.stages import check_stages
 from fflax.training.step import make_trainer
+from fflax.training.trainer import Trainer
 from fflax.training.weight_store import WEIGHT_STORES
-from fflax.types import Array, Batch, Method, Network, Readout, Schedule, Trainer, TrainState
+from fflax.types import Array, Batch, Method, Network, Readout, Schedule, TrainState
 
 Preprocess = Callable[[Array | None, Array], Array]
 

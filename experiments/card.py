@@ -29,7 +29,8 @@ from fflax.data import sources
 from fflax.data.catalog import KNOWN
 from fflax.methods.registry import make_method
 from fflax.training.step import make_trainer
-from fflax.types import Answers, Array, Batch, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Answers, Array, Batch, TrainState
 
 
 class Task(NamedTuple):

@@ -34,7 +34,8 @@ from experiments.console import console, si
 from experiments.export_folder import check_free, finished_folder, write_export
 from experiments.exporting import Exit
 from experiments.running import reopened
-from fflax.types import Array, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, TrainState
 
 CALLS = 20
 """Timed calls, of which the median is told."""

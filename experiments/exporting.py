@@ -23,8 +23,9 @@ from fflax.core.early_exit import ExitRule
 from fflax.core.readouts import make_readout
 from fflax.data.dataset import Split
 from fflax.training.step import make_trainer
+from fflax.training.trainer import Trainer
 from fflax.training.weight_store import int8_store
-from fflax.types import Array, Readout, Trainer, TrainState
+from fflax.types import Array, Readout, TrainState
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = ("float32", "int8")

@@ -12,7 +12,8 @@ from fflax.data.dataset import Split
 from fflax.training.evaluate import make_evaluate, make_streamed_evaluate
 from fflax.training.sharding import replicate
 from fflax.training.streaming import Batches, Stream
-from fflax.types import Array, Key, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Key, TrainState
 
 
 def placed(split: Split, mesh: Mesh | None) -> tuple[Array, Array]:

@@ -52,6 +52,7 @@ from fflax.training.schedules import (
 )
 from fflax.training.sharding import make_mesh
 from fflax.training.step import make_trainer
+from fflax.training.trainer import Trainer
 from fflax.training.weight_store import int8_store
 from fflax.types import (
   Answers,
@@ -68,7 +69,6 @@ from fflax.types import (
   ReadoutState,
   Recurrence,
   Schedule,
-  Trainer,
   TrainState,
 )
 

@@ -35,7 +35,8 @@ from fflax.methods.hyperspherical import HypersphericalConfig
 from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training.step import make_trainer
-from fflax.types import Array, Batch, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Batch, TrainState
 
 _COMMAND = "python -m experiments.benchmarks.one_pass"
 ONE, EACH, SHARED = (

@@ -25,7 +25,8 @@ from fflax.core.readouts import score_sum
 from fflax.methods.registry import METHODS, make_method
 from fflax.random import Role, role_key, step_key
 from fflax.training.step import make_trainer
-from fflax.types import Batch, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Batch, TrainState
 
 ROWS, CLASSES, SIZES = 100, 10, (64, 48, 48)
 TOLERANCE = 1e-5

@@ -16,7 +16,8 @@ from experiments.config import ExperimentConfig, load_preset
 from experiments.controls import matched_backprop
 from fflax.analysis.memory import compiled_memory
 from fflax.methods.backprop import BackpropConfig
-from fflax.types import Batch, PyTree, Trainer
+from fflax.training.trainer import Trainer
+from fflax.types import Batch, PyTree
 
 CLASSES = 100
 

@@ -106,7 +106,8 @@ def make_network(
     initializer=get_initializer(kernel_init),
     **options,
   )
-  return network._replace(groups=math.lcm(options.get("norm_groups", 1), numerics.groups))
+  own_stats = options.get("norm_groups", 1)
+  return network._replace(groups=math.lcm(own_stats, numerics.groups), stat_groups=own_stats)
 
 
 class LayerRow(NamedTuple):

@@ -15,7 +15,8 @@ from jax import lax
 
 from fflax.random import Role, role_key, step_key
 from fflax.training.streaming import Stream
-from fflax.types import Array, Batch, Key, Metrics, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Batch, Key, Metrics, TrainState
 
 
 class Feed(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from fflax.training.streaming import Batches, beside
-from fflax.types import Array, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, TrainState
 
 Evaluate = Callable[[TrainState, Array, Array], dict[str, Array]]
 Predictions = tuple[dict[str, Array], dict[str, Array]]  # of readouts and of layers, by name

@@ -25,7 +25,8 @@ from fflax.training.chunk import Feed, make_chunk
 from fflax.training.metrics import MetricsWriter, Row, flatten
 from fflax.training.pipeline import MakePipeline, Pipeline
 from fflax.training.streaming import feed_chunk
-from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Metrics, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,8 @@ from fflax.training.chunk import Feed, failures, gather_batch
 from fflax.training.links import Link, make_link
 from fflax.training.sharding import equal_share
 from fflax.training.stages import Message, Stages
-from fflax.types import Array, Metrics, PyTree, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Metrics, PyTree, TrainState
 
 _DEPTH = 2
 """Batches under way for each stage; enough that no stage waits for the host."""

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from fflax.types import Array, Batch, Layer, LayerOut, Metrics, Network, PyTree, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Batch, Layer, LayerOut, Metrics, Network, PyTree, TrainState
 
 AXES = ("sweep", "data", "layer")
 PIPELINES = ("mpmd", "spmd")

@@ -38,7 +38,8 @@ from fflax.training.chunk import Feed, failures, gather_batch
 from fflax.training.pipeline import Pipeline, cut, whole_rows
 from fflax.training.sharding import make_mesh
 from fflax.training.stages import Message
-from fflax.types import Array, Key, LayerState, Metrics, PyTree, ReadoutState, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Array, Key, LayerState, Metrics, PyTree, ReadoutState, TrainState
 
 _AXIS, _WHOLE, _SPLIT = "layer", PartitionSpec(), PartitionSpec("layer")
 

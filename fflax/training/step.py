@@ -43,6 +43,7 @@ from fflax.training.sweeps import (
   read_features,
   strict_sweep,
 )
+from fflax.training.trainer import Trainer
 from fflax.training.weight_store import WeightStore
 from fflax.types import (
   Answers,
@@ -60,7 +61,6 @@ from fflax.types import (
   Readout,
   Schedule,
   Shown,
-  Trainer,
   TrainState,
 )
 
@@ -257,7 +257,9 @@ def make_trainer(
       f"norm_groups or scale_groups part the batch in {network.groups}, which cuts through views: "
       f"method {method.name!r} shows {views.shape[0]} in training"
     )
-  shared = network.groups < views.shape[0] and jax.tree.leaves([s.stats["layer"] for s in states])
+  shared = network.stat_groups < views.shape[0] and jax.tree.leaves(
+    [s.stats["layer"] for s in states]
+  )
   if method.end_to_end_view is not None and shared:
     raise ValueError(
       f"statistics that views share would carry layers' own losses of method {method.name!r} down "

@@ -39,7 +39,8 @@ from fflax.methods.registry import make_method
 from fflax.networks.registry import make_network
 from fflax.training import checkpoint, schedules
 from fflax.training.step import make_trainer
-from fflax.types import Batch, LayerState, Method, Metrics, PyTree, Schedule, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Batch, LayerState, Method, Metrics, PyTree, Schedule, TrainState
 
 NUM_CLASSES = 10
 NUM_LAYERS = 3

@@ -9,7 +9,8 @@ import numpy as np
 from fflax.core.numerics import float32
 from fflax.networks.initializers import Initializer
 from fflax.networks.registry import make_network
-from fflax.types import Batch, Network, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Batch, Network, TrainState
 
 CLASSES, ROWS, SHAPE = 4, 12, (5, 5, 1)
 DEEP, SHALLOW = (14, 14, 14), (14, 11)  # the last two layers of DEEP can be stacked under one scan

@@ -730,6 +730,16 @@ IMPOSSIBLE = {
     ),
     "own losses of method 'dtg_mlp' down",
   ),
+  "the same beside scales that are not shared": (
+    lambda: refuse(
+      dtg_mlp(DtgMlpConfig(), 10),
+      network="small_cnn",
+      found=[readouts.norm_head(10)],
+      parts={"batch_norm": True},
+      numerics=int8(Int8Config(scale_groups=3)),
+    ),
+    "use norm_groups=3, or no batch norm",
+  ),
 }
 
 

@@ -11,7 +11,8 @@ import optax
 
 from fflax.core import readouts
 from fflax.training.step import make_trainer
-from fflax.types import Batch, Layer, LayerOut, Method, Network, Trainer
+from fflax.training.trainer import Trainer
+from fflax.types import Batch, Layer, LayerOut, Method, Network
 
 SIZE, CLASSES, ROWS, RATE = 5, 3, 8, 0.5
 

@@ -20,7 +20,8 @@ from fflax.training.chunk import Feed
 from fflax.training.evaluate import Evaluate, make_evaluate
 from fflax.training.loop import Plan, train
 from fflax.training.schedules import simultaneous
-from fflax.types import Answers, Batch, LayerState, ReadoutState, Schedule, Trainer, TrainState
+from fflax.training.trainer import Trainer
+from fflax.types import Answers, Batch, LayerState, ReadoutState, Schedule, TrainState
 
 NUM_EXAMPLES, NUM_CLASSES, BATCH_SIZE = 53, 3, 8
 PLAN = Plan(num_steps=60, steps_per_epoch=NUM_EXAMPLES / BATCH_SIZE, log_every=7, eval_every=10,
