@@ -73,7 +73,7 @@ report: venv ## one page from all result files, in experiments/results/
 
 bench: venv ## speed and memory against named rivals (installs PyTorch and qwix)
 	@$(PIP) install -r requirements-bench.txt
-	@for name in step_agreement training_speed sweep_speed memory int8_speed int8_memory qwix_accuracy channelwise_speed binary_matmul one_pass; do \
+	@for name in step_agreement training_speed sweep_speed pipeline_speed memory int8_speed int8_memory qwix_accuracy channelwise_speed binary_matmul one_pass; do \
 	  echo "experiments.benchmarks.$$name"; $(BIN)/python -m experiments.benchmarks.$$name $(ARGS) || exit 1; done
 
 colabs: ## execute the notebooks from an environment made afresh, offline (ARGS='--write 1_quickstart')

@@ -122,7 +122,7 @@ class Network(NamedTuple):
     layers: from the input to the last layer.
     groups: equal parts of the batch, views stacked along it, that have statistics or scales of
       their own: the views of a method must be a multiple, so that no part cuts through a view.
-    stat_groups: those that have statistics of their own.
+    stat_groups: how many of them batch norm has statistics of its own for; divides `groups`.
   """
 
   name: str

@@ -1,6 +1,6 @@
 """A pipeline over several cores against one core, and against what the simulator says.
 
-  python -m experiments.benchmarks.pipeline_speed [--stages=2] [--sizes=1000,...] [--rounds=5]
+  python -m experiments.benchmarks.pipeline_speed [--stages=2] [--sizes=1000,...] [--rounds=7]
     [--processes=2] [--spmd]
 
 Forward-Forward on a perceptron, random images of MNIST's size, in float32 (time does not depend on
@@ -136,6 +136,7 @@ def rows(
   times: Sequence[float],
   steps: int,
   processes: int = 1,
+  command: str = _COMMAND,
 ) -> list[dict[str, Any]]:
   """The measured gain beside the predicted ones."""
   widths = ",".join(map(str, experiment.config.networks["mlp"]["sizes"]))
@@ -147,9 +148,7 @@ def rows(
     "stages": list(sizes),
     "steps": steps,
     "locality": experiment.trainer.locality,
-    "command": _COMMAND
-    + (f" --processes={processes}" if processes > 1 else "")
-    + (f" --spmd --sizes={widths}" if "one program" in seconds else ""),
+    "command": command,
     "processes": processes,
   }
   macs = pipeline_schedule.stage_costs(layer_costs(experiment), sizes)
@@ -300,7 +299,8 @@ def main(argv: list[str]) -> int:
   times = workers["one core"].greeting
   for worker in workers.values():
     worker.close()
-  found = rows(experiment, sizes, seconds, times, steps, processes)
+  command = cli.command_line("experiments.benchmarks.pipeline_speed", sys.argv[1:])
+  found = rows(experiment, sizes, seconds, times, steps, processes, command)
   for r in found:
     console.print(f"{r['metric']:18s} {r['preset']:28s} {r.get('median', r['mean']):8.3f}")
   study = "pipeline_speed" + "_spmd" * values.spmd + "_processes" * (processes > 1)
@@ -320,5 +320,5 @@ if __name__ == "__main__":
   flags.DEFINE_list("sizes", ["1000"] * 8, "widths of the layers")
   flags.DEFINE_integer("batch", 100, "images at a time", lower_bound=1)
   flags.DEFINE_integer("steps", 100, "batches a round", lower_bound=1)
-  flags.DEFINE_integer("rounds", 5, "rounds of both", lower_bound=2)
+  flags.DEFINE_integer("rounds", 7, "rounds of both", lower_bound=2)
   cli.run(main)

@@ -1,14 +1,15 @@
 """Speed of a sweep: 32 runs of the digits MLP under one `vmap` against one after another.
 
   python -m experiments.benchmarks.sweep_speed [--rounds=3] [--epochs=10] [--sizes=64,64]
-    [--commands]
+    [--nocommands]
 
 8 seeds x 4 learning rates of `ff_digits`. The rival runs every configuration alone in the same
 process; it compiles once for every learning rate, which is a constant of its program, and uses the
 program again for the seeds. Both load nothing, evaluate on the test split at the end, and must
 find the same mean accuracy. Two ratios: with compilation, every round afresh; and of programs that
-are compiled already. `--commands` adds a third, once, as a user waits: one `experiments.sweep`
-against 32 `experiments.train`, each of which starts Python, compiles and writes its folder.
+are compiled already. `--commands`, as by default, adds a third, once, as a user waits: one
+`experiments.sweep` against 32 `experiments.train`, each of which starts Python, compiles and
+writes its folder.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from fflax.training.chunk import Chunk, make_chunk
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "rounds of both", lower_bound=2)
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "of every run", lower_bound=1)
 _SIZES = flags.DEFINE_list("sizes", ["64", "64"], "units of the layers")
-_COMMANDS = flags.DEFINE_bool("commands", False, "also time the programs that users start")
+_COMMANDS = flags.DEFINE_bool("commands", True, "also time the programs that users start")
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 _SEEDS = tuple(range(8))
 _RATE = "optimizer.learning_rate"

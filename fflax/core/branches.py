@@ -32,14 +32,19 @@ def surely(witness: Array) -> Array:
 def in_loop(taken: Array, f: Callable[..., tuple], state: PyTree, *args: PyTree) -> tuple:
   """`f(state, *args) -> (state, *rest)`, in a loop of its own that is taken once; on a CPU only.
 
-  A branch copies all that leaves it; a loop moves its state in the state's own place. Elsewhere it
-  is `f(state, *args)`: a GPU's host would wait for the loop's condition.
+  A branch copies all that leaves it; a loop moves its state in the state's own place. Under `jit`
+  there is no gradient through it. Elsewhere it is `f(state, *args)`: bits are promised on CPUs
+  alone, and a GPU's host would wait for the loop's condition.
 
   Args:
     taken: as for `in_branch`.
-    f: what it gives first has the shapes and dtypes of `state`.
+    f: what it gives first has the shapes and dtypes of `state`. What it closes over may be computed
+      with outside of the loop: let it take arguments.
     state: may be donated by who calls.
     args: arrays, or trees of them.
+
+  Raises:
+    TypeError: `f` gives a state of other shapes or dtypes.
   """
   if jax.default_backend() != "cpu":
     return f(state, *args)

@@ -18,8 +18,8 @@ streamed set: in each window), and the layers must be equal.
 Paper: Y. Xu et al., "GSPMD", arXiv 2105.04663, section 3.3: stages under `vmap` over a sharded axis
 of layers, and a buffer that shifts along it.
 Deviations: `shard_map` in the place of `vmap`, for a product with a batch axis more may sum in
-another order; here each device compiles the layers of the ordinary step, each by itself. No
-backward pass, so no micro-batches, and no bubble but one fill a chunk.
+another order; here each device compiles the layers of the ordinary step, on a CPU each by itself.
+No backward pass, so no micro-batches, and no bubble but one fill a chunk.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 No gradient crosses a layer, so stage s may work on batch n while stage s - 1 works on batch n + 1:
 it needs the stage below's output for its batch, from before that stage's update, and nothing back.
 All keys are functions of step and layer, so the numbers are those of the ordinary step; to the bit,
-as tested on CPU devices, for each layer is compiled by itself (`fflax.core.branches`): fused
+as tested on CPU devices, whose compiler sees each layer by itself (`fflax.core.branches`): fused
 with what else its stage does, sums would round otherwise than in the ordinary step. What one batch
 needs of all layers at once rides along with it: features, for readouts above the last stage.
 """
@@ -12,10 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax import lax
 
 from fflax.core import tags
-from fflax.core.branches import in_branch, surely
+from fflax.core.branches import computed_once, surely
 from fflax.random import Role, role_key, step_key
 from fflax.training.blocks import stack_states, unstack_states
 from fflax.training.layer_step import Run, load_params, read_views
@@ -143,8 +144,8 @@ def make_stages(run: Run, own_pass: bool, sizes: Sequence[int]) -> Stages:
       key, read, plain = step_key(state.key, state.step), list(message.read), message.plain
       if own_pass:
         for i, own in enumerate(unstack_states(state.layers, own_blocks), first):
-          look = functools.partial(_look, run, i)
-          seen, plain = in_branch(surely(message.label), look, own, plain)
+          look = functools.partial(_look, run, i, own, plain)
+          seen, plain = computed_once(look, jnp.logical_not(surely(message.label)))
           read.append(seen)
       layers, x, rows, heard = sweep_blocks(
         run,

@@ -76,7 +76,7 @@ def sweep_blocks(
   """The strict step of the layers from `first` on that stand in these blocks.
 
   They stand for those `offset` layers further up, which must be equal ones; keys are of these.
-  With `apart`, each is compiled by itself (`fflax.core.branches`), as those of a scan are.
+  With `apart`, a CPU's compiler sees each by itself (`fflax.core.branches`), as those of a scan.
 
   Returns:
     New states by block, what the last of them hands on, and of each layer its metrics and what
@@ -89,14 +89,19 @@ def sweep_blocks(
     layer = run.network.layers[first]
 
     def one(
-      layer_state: LayerState, x: Handed, i: Array | int, layer: Layer = layer
+      layer_state: LayerState,
+      x: Handed,
+      i: Array | int,
+      label: Array,
+      key: Key,
+      layer: Layer = layer,
     ) -> tuple[LayerState, tuple[Handed, PyTree], Metrics]:
       weight = None if weights is None else weights[i]
       mode = None if modes is None else modes[i]
       return scheduled_layer(run, layer, layer_state, x, label, key, i, weight, mode, heard)
 
     if block == 1:
-      args = (block_state, x, first + offset)
+      args = (block_state, x, first + offset, label, key)
       new, (x, shown), metrics = in_loop(surely(label), one, *args) if apart else one(*args)
       rows.append(metrics)
       read.append(shown)
@@ -109,7 +114,7 @@ def sweep_blocks(
         mine = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, j, keepdims=False), stacked)
         # The branch is always taken. It keeps the compiler from recomputing new values out of old
         # ones while it writes them, for which it would hold a second copy of the whole stack.
-        mine, (x, shown), metrics = in_branch(j < size, one, mine, x, first + j)
+        mine, (x, shown), metrics = in_branch(j < size, one, mine, x, first + j, label, key)
         put = lambda s, a: lax.dynamic_update_index_in_dim(s, a, j, 0)  # noqa: E731
         return (x, jax.tree.map(put, stacked, mine)), (metrics, shown)
 
