@@ -3,7 +3,7 @@
 Command: python -m experiments.train --config=experiments/configs/hff_fmnist_small.py \\
   --config.data.data_dir=DIR
 Control: --config=experiments/configs/bp_matched.py:hff_fmnist_small. The larger net: hff_fmnist.
-No published number. Ours: see experiments/results/hff_fmnist_small.json.
+No published number. Ours: not run yet; about 2 minutes an epoch on one core.
 """
 
 import dataclasses
