@@ -56,6 +56,7 @@ def failures(metrics: Metrics) -> Metrics:
 
 def chunk_function(trainer: Trainer, feed: Feed, capacity: int) -> Chunk:
   """The pure function that takes several training steps; see `make_chunk`, which jits it."""
+  capacity = max(capacity, 2)  # with one row, a newer compiler would round otherwise than with many
 
   def one_step(
     state: TrainState, images: Array, labels: Array, index: Array
@@ -96,8 +97,9 @@ def make_chunk(
   """Makes the jitted `chunk(state, images, labels, num_steps) -> (state, (metrics, failed))`.
 
   `state` is donated: the caller's copy is gone. `images` `[N, ...]` and `labels` `[N]` stay on the
-  device. Of the `[capacity, ...]` metrics, the first `num_steps` rows are meaningful; `failed`
-  has, for "loss" (`[capacity, L]`) and each "readout_loss/<name>", whether it was not finite.
+  device. Of the `[capacity, ...]` metrics (two rows at least), the first `num_steps` are
+  meaningful; `failed` has, for "loss" (`[capacity, L]`) and each "readout_loss/<name>", whether it
+  was not finite.
 
   Args:
     trainer: takes the steps.

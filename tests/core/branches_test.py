@@ -40,23 +40,20 @@ def test_trees_pass_whole():
 
 
 @ON_CPUS
-def test_a_loop_moves_its_state_in_place_and_a_branch_copies_it():
+@pytest.mark.parametrize("way", [in_branch, in_loop])
+def test_what_is_always_taken_is_taken(way):
   def learn(state, x):
     return state + x.T @ (x @ state), jnp.sum(x)
 
-  def alone(way):
-    return lambda state, x, i: way(surely(i), learn, state, x)
-
-  args = jnp.ones((256, 256)), jnp.eye(8, 256), jnp.arange(3)
-  temporary = {}
-  for way in (in_loop, in_branch):
-    program = jax.jit(alone(way), donate_argnums=0).lower(*args).compile()
-    temporary[way] = program.memory_analysis().temp_size_in_bytes
-    state, total = program(jnp.copy(args[0]), *args[1:])
-    np.testing.assert_array_equal(state, args[0] + args[1].T @ (args[1] @ args[0]))
-    assert total == 8
-  # A branch holds the new state before it is copied.
-  assert temporary[in_loop] + args[0].nbytes / 2 < temporary[in_branch]
+  state, x, i = jnp.ones((256, 256)), jnp.eye(8, 256), jnp.arange(3)
+  alone = jax.jit(lambda state, x, i: way(surely(i), learn, state, x), donate_argnums=0)
+  program = alone.lower(state, x, i).compile()
+  # The product that is added. Until jaxlib 0.12 a branch holds the new state, too, to copy it.
+  if way is in_loop:
+    assert program.memory_analysis().temp_size_in_bytes < 1.5 * state.nbytes
+  new, total = program(jnp.copy(state), x, i)
+  np.testing.assert_array_equal(new, state + x.T @ (x @ state))
+  assert total == 8
 
 
 @ON_CPUS
@@ -68,8 +65,8 @@ def test_nothing_is_taken_out_of_a_loop():
 
   args = jnp.ones(()), jnp.ones(1000), jnp.arange(3)
   program = jax.jit(lambda s, x, i: in_loop(surely(i), learn, s, x)).lower(*args).compile()
-  entry = program.as_text().split("ENTRY")[1]
-  assert "tanh" not in entry and " while(" in entry
+  text = program.as_text()
+  assert " while(" in text and "tanh" in text and "tanh" not in text.split("ENTRY")[1]
 
 
 @ON_CPUS
