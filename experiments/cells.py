@@ -11,13 +11,17 @@ def is_accuracy(row: Mapping[str, Any]) -> bool:
   return row["metric"] == "test_error_percent" and not row.get("readout", "").startswith("layer ")
 
 
+def mean_and_spread(row: Mapping[str, Any]) -> str:
+  """The mean and, of several values, their sample deviation."""
+  return f"{row['mean']:.2f}" + ("" if row["std"] is None else f" +- {row['std']:.2f}")
+
+
 def mean_of(row: Mapping[str, Any]) -> str:
   """Mean and sample deviation, and how many seeds diverged."""
   if row["mean"] is None:
     return "diverged"
-  deviation = "" if row["std"] is None else f" +- {row['std']:.2f}"
   lost = f" ({len(row['diverged'])} diverged)" if row.get("diverged") else ""
-  return f"{row['mean']:.2f}{deviation}{lost}"
+  return mean_and_spread(row) + lost
 
 
 def beside(cost: Mapping[str, Any], control: Mapping[str, Any], name: str, unit: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import matplotlib
 
 from experiments import config
+from experiments.cells import mean_and_spread
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -80,7 +81,7 @@ def table(grid: Grid, rows: Sequence[Mapping[str, Any]]) -> str:
   for r in rows:
     points.setdefault(r["preset"], []).append(r)
   for label, found in points.items():
-    values = {_variant(r): f"{r['mean']:.2f} +- {r['std'] or 0:.2f}" for r in found if r["values"]}
+    values = {_variant(r): mean_and_spread(r) for r in found if r["values"]}
     cells = " | ".join(values.get(v, "-") for v in variants)
     r = found[0]
     published = "" if r["published"] is None else f"{r['published']:.1f}"
