@@ -71,8 +71,8 @@ def test_answers_of_one_state_stand_in_one_line(tmp_path):
   ways = [f"{r}, {how}, error %" for r in "ab" for how in ("1 sample", "mean field")]
   assert lines[2] == f"| | {' | '.join(ways)} | seeds | diverged | locality | published % |"
   assert lines[4:6] == [
-    "| pbits | 1.00 +- 0.00 | 0.00 +- 0.00 | 1.00 +- 0.00 | 0.00 +- 0.00 | 1 | 0 | strict |  |",
-    "| real | - | 10.00 +- 0.00 | - | 10.00 +- 0.00 | 1 | 0 | strict |  |",
+    "| pbits | 1.00 | 0.00 | 1.00 | 0.00 | 1 | 0 | strict |  |",
+    "| real | - | 10.00 | - | 10.00 | 1 | 0 | strict |  |",
   ]
   comparison.draw(study, rows, tmp_path / "figure.png")
   assert (tmp_path / "figure.png").stat().st_size > 1000
@@ -83,7 +83,7 @@ def test_readouts_of_one_state_are_columns_without_samples_too():
   rows = [results.row("e", [v], **columns, readout=r) for r, v in (("one", 1.0), ("two", 2.0))]
   lines = comparison.table(Grid("Title", "ff_digits", {}), rows).splitlines()
   assert lines[2] == "| | one, error % | two, error % | seeds | diverged | locality | published % |"
-  assert lines[4] == "| a | 1.00 +- 0.00 | 2.00 +- 0.00 | 1 | 0 | strict |  |"
+  assert lines[4] == "| a | 1.00 | 2.00 | 1 | 0 | strict |  |"
 
 
 def test_points_are_asked_for_every_answer_of_one_state(tmp_path, monkeypatch):
