@@ -189,8 +189,8 @@ FAULTS = (
   Fault(
     "stacked layers draw the first block's numbers",
     "fflax/training/sweeps.py",
-    "in_branch(j < size, one, mine, x, first + j)",
-    "in_branch(j < size, one, mine, x, j)",
+    "in_branch(j < size, one, mine, x, first + j, label, key)",
+    "in_branch(j < size, one, mine, x, j, label, key)",
     ("tests/training/step_test.py", "-k", "draws_its_own_numbers"),
   ),
   Fault(
