@@ -54,7 +54,8 @@ def _spans(size: Sequence[int], w: Array, strides: tuple[int, int]) -> list[int]
   ]
 
 
-def _shifts(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
+def shifted_sum(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
+  """The depthwise convolution of images that have their zeros around them already."""
   batch, *size, channels = padded.shape
   spans = _spans(size, w, strides)
 
@@ -68,7 +69,7 @@ def _shifts(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _depthwise(strides: tuple[int, int], pads: _Pads, x: Array, w: Array) -> Array:
-  return _shifts(_pad(x, pads), w, strides)
+  return shifted_sum(_pad(x, pads), w, strides)
 
 
 def _forward(
@@ -87,7 +88,7 @@ def _backward(
   for size, field, out_size, stride, (low, _high) in sizes:
     first = field - 1 - low
     input_pads.append((first, size + field - 2 - (out_size - 1) * stride - first))
-  dx = _shifts(_pad(g, input_pads, strides), jnp.flip(w, (0, 1)), (1, 1))
+  dx = shifted_sum(_pad(g, input_pads, strides), jnp.flip(w, (0, 1)), (1, 1))
   # Weight gradient: one entry after the other. Written side by side, the sums compile three times
   # as long, and run four times as long where there are 25.
   padded = _pad(x, pads)

@@ -6,48 +6,75 @@ group is one: as many multiply-accumulates, and no sum of one group ever meets a
 numbers.
 """
 
+import functools
+import operator
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.depthwise import shifted_sum
 from fflax.types import Array
 
 UNROLLED = 16
 """Up to so many groups are written out one by one: a loop stacks and restacks all that it reads and
 writes, a fifth of a training step. More groups are one compilation, however many there are."""
 
+FEW_CHANNELS = 4
+"""Groups that read up to so many channels are too thin for products of matrices."""
 
-def grouped_conv(dense: Callable[[Array, Array], Array], x: Array, w: Array, groups: int) -> Array:
-  """Convolves each group of channels of `x` with its own kernels.
 
-  Group q owns the q-th of `groups` equal runs of neighbouring channels, of `x` and of the result:
-  equal to `jax.lax.conv_general_dilated` with `feature_group_count=groups`. The gradients are those
-  of `dense`; an unused one is not computed.
+def by_groups(f: Callable[[Array, Array], Array], a: Array, b: Array, groups: int) -> Array:
+  """`f` of each group's channels of `a` and of `b`, its results side by side.
+
+  Group q owns the q-th of `groups` equal runs of neighbouring channels, of both and of the result.
+  So it is a grouped convolution, if `f` is that of one group, `(x, w) -> out`; and so are its
+  gradients, `(x, g) -> dw` and, with kernels whose channels in and out are swapped within their
+  group, `(g, w) -> dx`.
 
   Args:
-    dense: the convolution of one group, `(x, w) -> out`, channels last, kernels `[..., in, out]`.
-    x: images `[B, ..., C]`.
-    w: kernels `[..., C / groups, C']`.
+    f: of two arrays, channels last.
+    a: `[..., C]`.
+    b: `[..., C']`.
+    groups: how many; divides C and C'.
+  """
+  if groups <= UNROLLED:
+    parts = zip(jnp.split(a, groups, -1), jnp.split(b, groups, -1), strict=True)
+    return jnp.concatenate([f(*part) for part in parts], axis=-1)
+  out = lax.map(lambda group: f(*group), (_split(a, groups), _split(b, groups)))
+  return jnp.moveaxis(out, 0, -2).reshape(*out.shape[1:-1], -1)
+
+
+def thin_grouped_conv(
+  x: Array, w: Array, strides: tuple[int, int], pads: tuple[tuple[int, int], ...], groups: int
+) -> Array:
+  """The grouped convolution as shifted multiply-adds, for up to `FEW_CHANNELS` a group.
+
+  A sum of depthwise convolutions: the c-th convolves channel c of each group, repeated for every
+  channel that the group emits.
+
+  Args:
+    x: images `[B, H, W, C]`.
+    w: kernels `[kh, kw, C / groups, C']`.
+    strides: of height and width.
+    pads: zeros before and after height and width; negative numbers crop.
     groups: how many; divides C and C'.
 
   Returns:
-    `[B, ..., C']`, of the dtype that `dense` returns.
-
-  Raises:
-    ValueError: if the channels cannot be divided into groups, or the kernel does not fit them.
+    `[B, H', W', C']`.
   """
-  channels, inside, outside = x.shape[-1], *w.shape[-2:]
-  if channels % groups or outside % groups or inside * groups != channels:
-    raise ValueError(
-      f"Got {groups} groups for images of shape {x.shape} and kernels of shape {w.shape}, but "
-      "the groups must divide both numbers of channels, and each kernel reads one group."
+  inside, outside = w.shape[-2:]
+  edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+  # Zeros first, while the channels are few: a compiled loop over both looks for the edge each time.
+  x = lax.pad(x, jnp.zeros((), x.dtype), edges)
+  channels = x.reshape(*x.shape[:-1], groups, inside)
+  terms = (
+    shifted_sum(
+      jnp.repeat(channels[..., c], outside // groups, axis=-1), w[:, :, c : c + 1], strides
     )
-  if groups <= UNROLLED:
-    parts = zip(jnp.split(x, groups, -1), jnp.split(w, groups, -1), strict=True)
-    return jnp.concatenate([dense(*part) for part in parts], axis=-1)
-  out = lax.map(lambda group: dense(*group), (_split(x, groups), _split(w, groups)))
-  return jnp.moveaxis(out, 0, -2).reshape(*out.shape[1:-1], outside)
+    for c in range(inside)
+  )
+  return functools.reduce(operator.add, terms)
 
 
 def _split(x: Array, groups: int) -> Array:

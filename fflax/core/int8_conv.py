@@ -23,13 +23,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.depthwise import depthwise_conv
+from fflax.core.float_conv import channels_last
 from fflax.core.int8_products import (
   MAX_CONTRACTION,
   Backend,
   check_contraction,
   int8_dot,
 )
-from fflax.core.numerics import channels_last, float32, row_major
+from fflax.core.numerics import float32, row_major
 from fflax.types import Array
 
 _PATCH_BYTES = {"cpu": 1 << 24}  # of one chunk of the weight gradient

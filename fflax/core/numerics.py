@@ -7,7 +7,8 @@ bfloat16 keeps parameters, outputs and accumulation in float32 and rounds only t
 each product. Where the machine has units for it (`has_bfloat16_units`), operands are bfloat16;
 on other CPUs, where that would be slower than float32, the rounded operands are multiplied by the
 float32 units. A product of two bfloat16 numbers is exact in float32, so the two forms differ by the
-order of summation only. Functions of equal settings compare equal and hash alike.
+order of summation (convolutions on a CPU also by the roundings of Winograd's transforms). Functions
+of equal settings compare equal and hash alike.
 """
 
 import dataclasses
@@ -16,14 +17,14 @@ import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from fflax.core.depthwise import depthwise_conv
-from fflax.core.grouped import grouped_conv
+from fflax.core.float_conv import FloatConv, Form, channels_last, operand, round_to_bfloat16
 from fflax.types import Array, PyTree
 
 # Experimental, so it may move between JAX versions. Without it CPU products stay on float32 units.
@@ -37,8 +38,7 @@ except ImportError:  # pragma: no cover
 GRADIENT_STATE = "gradient_state"
 """Name of the parameter whose "gradient" is its next value, see `Numerics.gradient_state`."""
 
-_Pads = tuple[tuple[int, int], ...]
-_Form = Literal["exact", "rounded", "native"]  # of a convolution's operands
+_FORMS: Mapping[bool, Form] = MappingProxyType({False: "rounded", True: "native"})
 
 
 def without_gradient_state(tree: PyTree) -> PyTree:
@@ -82,11 +82,9 @@ class Numerics(NamedTuple):
 def float32() -> Numerics:
   """JAX's own products.
 
-  On a CPU, plain convolutions have a gradient of ours, of the same value: XLA compiles JAX's own
-  into a naive loop wherever it stands inside a `while`, `scan` or `cond`, as every training step
-  does, which is some 40 times slower. Forward-mode differentiation is not supported there.
-  Grouped ones are `fflax.core.grouped.grouped_conv` there, depthwise ones
-  `fflax.core.depthwise.depthwise_conv`.
+  On a CPU, convolutions and their gradients are ours, of the same values up to the order of sums
+  and Winograd's roundings: `fflax.core.float_conv.FloatConv`; depthwise ones
+  `fflax.core.depthwise.depthwise_conv`. Forward-mode differentiation is not supported there.
   """
   return Numerics("float32", lax.dot_general, _Conv(bfloat16=False))
 
@@ -165,7 +163,10 @@ class _Bfloat16Dot:
       ).reshape(rows + columns)
     else:
       out = lax.dot_general(
-        _round(x), _round(w), dimension_numbers, preferred_element_type=jnp.float32
+        round_to_bfloat16(x),
+        round_to_bfloat16(w),
+        dimension_numbers,
+        preferred_element_type=jnp.float32,
       )
     return out if preferred_element_type is None else out.astype(preferred_element_type)
 
@@ -174,15 +175,6 @@ def _use_native_dot(native: bool | None) -> bool:
   if native is None:
     native = has_bfloat16_units()
   return native and (_HAS_LAYOUTS or jax.default_backend() != "cpu")
-
-
-def _round(x: Array) -> Array:
-  # Not a cast there and back: XLA may remove such a pair as "excess precision".
-  return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-
-
-def _operand(x: Array, native: bool) -> Array:
-  return x.astype(jnp.bfloat16) if native else _round(x)
 
 
 def row_major(x: Array) -> Array:
@@ -204,11 +196,11 @@ def _contract(x: Array, y: Array, native: bool, y_axis: int = 0) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(native: bool, x: Array, w: Array) -> Array:
-  return _contract(_operand(x, native), _operand(w, native), native)
+  return _contract(operand(x, _FORMS[native]), operand(w, _FORMS[native]), native)
 
 
 def _dot_forward(native: bool, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-  x, w = _operand(x, native), _operand(w, native)
+  x, w = operand(x, _FORMS[native]), operand(w, _FORMS[native])
   return _contract(x, w, native), (x, w)
 
 
@@ -216,7 +208,7 @@ def _dot_backward(
   native: bool, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
   x, w = residuals
-  g = _operand(cotangent, native)
+  g = operand(cotangent, _FORMS[native])
   x_t = row_major(x.T) if native else x.T
   return _contract(g, w, native, y_axis=1), _contract(x_t, g, native)
 
@@ -255,23 +247,20 @@ class _Conv:
     )
     on_cpu = jax.default_backend() == "cpu" and x.dtype == w.dtype == jnp.float32
     depthwise = x.ndim == 4 and 1 < feature_group_count == x.shape[-1] == w.shape[-1]
-    pads: _Pads = ()
+    pads: tuple[tuple[int, int], ...] = ()
     if plain:
       if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:-1], w.shape[:-2], strides, padding)
       pads = tuple((int(low), int(high)) for low, high in padding)
-    if plain and feature_group_count == 1 and (self.bfloat16 or on_cpu):
-      out = _conv(self._form(), strides, pads, x, w)
-    elif plain and depthwise and on_cpu:
-      x, w = (_round(x), _round(w)) if self.bfloat16 else (x, w)
+    if plain and depthwise and on_cpu:
+      x, w = (round_to_bfloat16(x), round_to_bfloat16(w)) if self.bfloat16 else (x, w)
       out = depthwise_conv(x, w, strides, pads)
-    elif plain and on_cpu:
-      dense = functools.partial(_conv, self._form(), strides, pads)
-      out = grouped_conv(dense, x, w, feature_group_count)
+    elif plain and (on_cpu or (self.bfloat16 and feature_group_count == 1)):
+      out = FloatConv(strides, pads, feature_group_count, self._form())(x, w)
     else:
       out = lax.conv_general_dilated(
-        _round(x) if self.bfloat16 else x,
-        _round(w) if self.bfloat16 else w,
+        round_to_bfloat16(x) if self.bfloat16 else x,
+        round_to_bfloat16(w) if self.bfloat16 else w,
         strides,
         padding,
         lhs_dilation,
@@ -284,86 +273,8 @@ class _Conv:
       )
     return out if preferred_element_type is None else out.astype(preferred_element_type)
 
-  def _form(self) -> _Form:
+  def _form(self) -> Form:
     if not self.bfloat16:
       return "exact"
     native = jax.default_backend() != "cpu" if self.native is None else self.native
     return "native" if native else "rounded"
-
-
-def channels_last(ndim: int) -> lax.ConvDimensionNumbers:
-  """`N...C` images, `...IO` kernels."""
-  image = (0, ndim - 1, *range(1, ndim - 1))
-  return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
-
-
-def _conv_operand(x: Array, form: _Form) -> Array:
-  return x if form == "exact" else _operand(x, form == "native")
-
-
-def _general_conv(
-  x: Array, w: Array, strides: tuple[int, ...], pads: Sequence, numbers: Any, **dilation: Any
-) -> Array:
-  """A convolution with float32 results in any order of axes.
-
-  On a CPU the operands are brought into the order `N...C`, `...IO` first. XLA does that itself
-  only outside of loops and branches; inside them, any other order runs as a naive loop.
-  """
-  ndim = x.ndim
-  product: Callable[..., Array] = functools.partial(
-    lax.conv_general_dilated, preferred_element_type=jnp.float32, **dilation
-  )
-  if jax.default_backend() != "cpu":
-    return product(x, w, strides, pads, dimension_numbers=numbers)
-  (xn, xc, *xs), (wo, wi, *ws), out_spec = numbers
-  x, w = x.transpose(xn, *xs, xc), w.transpose(*ws, wi, wo)
-  out = product(x, w, strides, pads, dimension_numbers=channels_last(ndim))
-  # Axis `out_spec[i]` of the result is axis `source[i]` of what was computed.
-  source = (0, ndim - 1, *range(1, ndim - 1))
-  return out.transpose([source[out_spec.index(axis)] for axis in range(ndim)])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _conv(form: _Form, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array) -> Array:
-  return _conv_forward(form, strides, pads, x, w)[0]
-
-
-def _conv_forward(
-  form: _Form, strides: tuple[int, ...], pads: _Pads, x: Array, w: Array
-) -> tuple[Array, tuple[Array, Array]]:
-  x, w = _conv_operand(x, form), _conv_operand(w, form)
-  return _general_conv(x, w, strides, pads, channels_last(x.ndim)), (x, w)
-
-
-def _conv_backward(
-  form: _Form,
-  strides: tuple[int, ...],
-  pads: _Pads,
-  residuals: tuple[Array, Array],
-  cotangent: Array,
-) -> tuple[Array, Array]:
-  # Written out: JAX cannot transpose a convolution of bfloat16 operands to a float32 result.
-  x, w = residuals
-  g = _conv_operand(cotangent, form)
-  ndim = x.ndim
-  spatial = tuple(range(ndim - 2))
-  image, kernel, _ = channels_last(ndim)
-  input_pads, weight_pads = [], []
-  sizes = zip(x.shape[1:-1], w.shape[:-2], g.shape[1:-1], strides, pads, strict=True)
-  for size, field, out_size, stride, (low, _high) in sizes:
-    spread = (out_size - 1) * stride  # of the strided output, minus one
-    flipped_low = field - 1 - low
-    input_pads.append((flipped_low, size + field - 2 - spread - flipped_low))
-    weight_pads.append((low, field + spread - size - low))
-  ones, swapped_kernel = (1,) * (ndim - 2), (kernel[1], kernel[0], *kernel[2:])
-  # Input gradient: the strided cotangent, spread out, with the flipped kernel, in and out swapped.
-  numbers = lax.ConvDimensionNumbers(image, swapped_kernel, image)
-  dx = _general_conv(g, jnp.flip(w, spatial), ones, input_pads, numbers, lhs_dilation=strides)
-  # Weight gradient: the image with the cotangent as its kernel, batch axis contracted.
-  swapped = (image[1], image[0], *image[2:])
-  numbers = lax.ConvDimensionNumbers(swapped, swapped, swapped_kernel)
-  dw = _general_conv(x, g, ones, weight_pads, numbers, rhs_dilation=strides)
-  return dx, dw
-
-
-_conv.defvjp(_conv_forward, _conv_backward)

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from fflax.core.grouped import UNROLLED, grouped_conv
+from fflax.core.float_conv import FloatConv
+from fflax.core.grouped import FEW_CHANNELS, UNROLLED, by_groups
 from fflax.core.numerics import bfloat16, float32
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -49,7 +50,7 @@ def test_groups_own_neighbouring_channels(groups, inside, outside, seed):
   rng = np.random.default_rng(abs(seed))
   x = rng.integers(-9, 9, (2, 3, 2, groups * inside)).astype(np.float32)
   w = rng.integers(-9, 9, (1, 1, inside, groups * outside)).astype(np.float32)
-  out = grouped_conv(lambda x, w: x @ w[0, 0], jnp.asarray(x), jnp.asarray(w), groups)
+  out = by_groups(lambda x, w: x @ w[0, 0], jnp.asarray(x), jnp.asarray(w), groups)
   for q in range(groups):
     own, result = slice(q * inside, (q + 1) * inside), slice(q * outside, (q + 1) * outside)
     np.testing.assert_array_equal(out[..., result], x[..., own] @ w[0, 0, :, result])
@@ -87,9 +88,9 @@ def test_values_and_gradients_in_a_loop(numerics, strides, padding):
 def test_many_groups_are_a_loop_and_equal_few():
   x, w = normal(0, 2, 4, 4, 2 * (UNROLLED + 1)), normal(1, 3, 3, 2, UNROLLED + 1)
   dense = functools.partial(conv, lax.conv_general_dilated, groups=1)
-  many = functools.partial(grouped_conv, dense, groups=UNROLLED + 1)
+  many = functools.partial(by_groups, dense, groups=UNROLLED + 1)
   assert "scan" in str(jax.make_jaxpr(many)(x, w))
-  few = functools.partial(grouped_conv, dense, groups=UNROLLED)
+  few = functools.partial(by_groups, dense, groups=UNROLLED)
   assert "scan" not in str(jax.make_jaxpr(few)(x[..., :-2], w[..., :-1]))
   np.testing.assert_allclose(many(x, w)[..., :-1], few(x[..., :-2], w[..., :-1]), rtol=0, atol=1e-5)
 
@@ -114,8 +115,12 @@ def test_no_group_meets_another(make):
 
 @ON_CPU
 @pytest.mark.parametrize("make", [float32, bfloat16])
-def test_no_grouped_convolution_is_left(make):
-  """Inside a loop only dense convolutions, in the one order that XLA compiles well."""
+@pytest.mark.parametrize(("inside", "products"), [(FEW_CHANNELS + 1, 3), (FEW_CHANNELS, 2)])
+def test_no_grouped_convolution_is_left(make, inside, products):
+  """Inside a loop only dense convolutions, in the one order that XLA compiles well.
+
+  A group's forward, input gradient and weight gradient; the forward of thin ones is none.
+  """
 
   def steps(x, w):
     def one(_, state):
@@ -126,10 +131,10 @@ def test_no_grouped_convolution_is_left(make):
 
     return lax.fori_loop(0, 3, one, (x, w))
 
-  x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
+  x, w = jnp.ones((2, 6, 6, 2 * inside)), jnp.ones((3, 3, inside, 4))
   compiled = jax.jit(steps).lower(x, w).compile().as_text()
   convolutions = re.findall(r" convolution\(.*", compiled)
-  assert len(convolutions) == 2 * 3  # each group's forward, input gradient, weight gradient
+  assert len(convolutions) == 2 * products
   assert all("dim_labels=b01f_01io->b01f" in c for c in convolutions)
   assert not any("group_count" in c for c in convolutions)
 
@@ -141,9 +146,29 @@ def test_an_unused_input_gradient_is_not_computed():
   def step(x, w):
     return jax.grad(lambda w: jnp.sum(conv(float32().conv_general_dilated, x, w, 2) ** 2))(w)
 
-  x, w = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 2, 4))
+  x, w = jnp.ones((2, 6, 6, 10)), jnp.ones((3, 3, 5, 4))
   compiled = jax.jit(step).lower(x, w).compile().as_text()
   assert len(re.findall(r" convolution\(", compiled)) == 2 * 2
+
+
+@pytest.mark.parametrize("make", [float32, bfloat16])
+@pytest.mark.parametrize("inside", [FEW_CHANNELS, FEW_CHANNELS + 1])
+def test_a_batch_in_parts(monkeypatch, make, inside):
+  """Values and gradients of six images, two by two in a loop, as of one grouped convolution."""
+  monkeypatch.setattr("fflax.core.float_conv._PART_BYTES", 2 * 4 * 36 * (3 * inside + 6))
+  x, w = normal(0, 6, 6, 6, 3 * inside), normal(1, 3, 3, inside, 6)
+  g = normal(2, 6, 6, 6, 6)
+
+  def pullback(product, x, w, g):
+    out, pull = jax.vjp(functools.partial(conv, product, groups=3), x, w)
+    return out, *pull(g)
+
+  got = jax.jit(functools.partial(pullback, make().conv_general_dilated))
+  assert jax.default_backend() != "cpu" or "scan" in str(jax.make_jaxpr(got)(x, w, g))
+  cast = rounded if make is bfloat16 else np.asarray
+  want = jax.jit(functools.partial(pullback, lax.conv_general_dilated))(cast(x), cast(w), cast(g))
+  for a, b in zip(got(x, w, g), want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -152,4 +177,4 @@ def test_an_unused_input_gradient_is_not_computed():
 )
 def test_channels_that_do_not_divide(channels, kernel, groups):
   with pytest.raises(ValueError, match=f"Got {groups} groups for images of shape"):
-    grouped_conv(lambda x, w: x @ w[0, 0], jnp.ones((1, 4, 4, channels)), jnp.ones(kernel), groups)
+    FloatConv((1, 1), ((1, 1), (1, 1)), groups)(jnp.ones((1, 4, 4, channels)), jnp.ones(kernel))
