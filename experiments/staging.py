@@ -5,6 +5,7 @@ import functools
 import jax
 
 from experiments.assembly import Experiment
+from experiments.card import Task, traced_trainer
 from fflax.analysis.cost import count
 from fflax.analysis.pipeline_schedule import balance
 from fflax.training.pipeline import MakePipeline, make_pipeline
@@ -18,15 +19,19 @@ def layer_costs(experiment: Experiment) -> tuple[float, ...]:
   Raises:
     ValueError: the run cannot be pipelined; one sentence.
   """
-  assert experiment.trainer.stages is not None
-  stages = experiment.trainer.stages((1,) * len(experiment.network.layers))
+  task = Task(experiment.images.shape[1:], experiment.dataset.num_classes, experiment.dataset.name)
+  # Not its own products, which on a CPU multiply less than they stand for.
+  trainer = traced_trainer(experiment.config, task)
+  assert trainer.stages is not None
+  stages = trainer.stages((1,) * len(experiment.network.layers))
   size = experiment.config.data.batch_size
   image, label = (
     jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype)
     for a in (experiment.images, experiment.labels)
   )
   image = jax.eval_shape(lambda x: experiment.preprocess(None, x), image)
-  state = jax.eval_shape(experiment.init)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  state = jax.eval_shape(lambda key, *a: trainer.init(key, Batch(*a)), key, image, label)
   parts = jax.eval_shape(stages.split, state)
   message = jax.eval_shape(lambda p, *a: stages.enter(p, Batch(*a)), parts[0], image, label)
   costs = []

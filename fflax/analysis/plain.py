@@ -21,9 +21,10 @@ def plain_numerics(numerics: Numerics) -> Numerics:
   """The same arithmetic in products of `jax.lax`, tagged with their kind.
 
   The library's own products take what is fast on the machine at hand: bfloat16 operands may be
-  multiplied by float32 units, depthwise convolutions be written element by element, and an int8
-  input gradient be spread out with zeros. The counts of these are those of a machine that has the
-  units and multiplies nothing in vain. What surrounds a product (quantisers) stays as it is.
+  multiplied by float32 units, depthwise and thin grouped convolutions be written element by
+  element, others multiply less by Winograd's transforms, and an int8 input gradient be spread out
+  with zeros. The counts of these are those of a machine that has the units and multiplies nothing
+  in vain. What surrounds a product (quantisers) stays as it is.
 
   Args:
     numerics: any of the library; others are returned as they are, with the tags they set.

@@ -14,14 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.padding import Pads, input_gradient_pads, pad_space
 from fflax.types import Array
 
 _Pads = tuple[tuple[int, int], ...]
 
 
-def depthwise_conv(
-  x: Array, w: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]
-) -> Array:
+def depthwise_conv(x: Array, w: Array, strides: Sequence[int], pads: Pads) -> Array:
   """Convolves every channel of `x` with its own kernel, by shifted multiply-adds.
 
   Equal to `jax.lax.conv_general_dilated` with `feature_group_count=C`; exact in integers. Supports
@@ -40,12 +39,6 @@ def depthwise_conv(
   return _depthwise((height, width), tuple((low, high) for low, high in pads), x, w)
 
 
-def _pad(x: Array, pads: Sequence[tuple[int, int]], spread: tuple[int, int] = (1, 1)) -> Array:
-  """Zeros around height and width, and `spread - 1` zeros between neighbours."""
-  edges = [(low, high, s - 1) for (low, high), s in zip(pads, spread, strict=True)]
-  return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-
-
 def _spans(size: Sequence[int], w: Array, strides: tuple[int, int]) -> list[int]:
   """First to last row and column of a padded image that one entry of the kernel meets."""
   return [
@@ -55,7 +48,16 @@ def _spans(size: Sequence[int], w: Array, strides: tuple[int, int]) -> list[int]
 
 
 def shifted_sum(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
-  """The depthwise convolution of images that have their zeros around them already."""
+  """The depthwise convolution of images with their zeros around them already.
+
+  Args:
+    padded: `[B, H, W, C]`.
+    w: kernels `[kh, kw, 1, C]`, of the same dtype.
+    strides: of height and width.
+
+  Returns:
+    `[B, (H - kh) // stride + 1, (W - kw) // stride + 1, C]`.
+  """
   batch, *size, channels = padded.shape
   spans = _spans(size, w, strides)
 
@@ -69,7 +71,7 @@ def shifted_sum(padded: Array, w: Array, strides: tuple[int, int]) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _depthwise(strides: tuple[int, int], pads: _Pads, x: Array, w: Array) -> Array:
-  return shifted_sum(_pad(x, pads), w, strides)
+  return shifted_sum(pad_space(x, pads), w, strides)
 
 
 def _forward(
@@ -83,15 +85,11 @@ def _backward(
 ) -> tuple[Array, Array]:
   x, w = residuals
   # Input gradient: the strided cotangent, spread out, with the flipped kernel.
-  input_pads = []
-  sizes = zip(x.shape[1:3], w.shape[:2], g.shape[1:3], strides, pads, strict=True)
-  for size, field, out_size, stride, (low, _high) in sizes:
-    first = field - 1 - low
-    input_pads.append((first, size + field - 2 - (out_size - 1) * stride - first))
-  dx = shifted_sum(_pad(g, input_pads, strides), jnp.flip(w, (0, 1)), (1, 1))
+  input_pads = input_gradient_pads(x.shape[1:3], w.shape[:2], g.shape[1:3], strides, pads)
+  dx = shifted_sum(pad_space(g, input_pads, strides), jnp.flip(w, (0, 1)), (1, 1))
   # Weight gradient: one entry after the other. Written side by side, the sums compile three times
   # as long, and run four times as long where there are 25.
-  padded = _pad(x, pads)
+  padded = pad_space(x, pads)
   batch, *padded_size, channels = padded.shape
   window = (batch, *_spans(padded_size, w, strides), channels)
 

@@ -1,13 +1,13 @@
 """Convolutions of floats with float32 results, and their two gradients.
 
 Images are `[B, ..., C]` (channels last, any number of spatial axes), kernels `[..., C / G, O]` for
-G groups. What XLA compiles JAX's own gradients into on a CPU is a naive loop wherever it stands
-inside a `while`, `scan` or `cond`, as every training step does, some 40 times slower; and it has no
-fast grouped convolution there. So all three products are written out, and on a CPU each is what is
-fast there:
+G groups. XLA's CPU backend compiles the gradients of JAX's convolution, inside of `while`, `scan`
+or `cond` as in every training step, into a naive loop, some 40 times slower; and it has no fast
+grouped convolution. So all three products are written out, and on a CPU each is what is fast there:
 
 - 3x3, of stride 1 and of many channels: Winograd's (`fflax.core.winograd`);
-- grouped: each group's own dense convolution (`fflax.core.grouped`), part by part of the batch;
+- grouped: each group's own dense convolution, or, forward and for thin groups, shifted
+  multiply-adds (`fflax.core.grouped`), part by part of the batch;
 - all others: XLA's, in the one order of axes that it compiles well inside of loops.
 """
 
@@ -23,7 +23,8 @@ from jax import lax
 
 from fflax.core import winograd
 from fflax.core.batch_parts import map_parts, number_of_parts, sum_parts
-from fflax.core.grouped import FEW_CHANNELS, by_groups, thin_grouped_conv
+from fflax.core.grouped import by_groups, is_thin, thin_grouped_conv
+from fflax.core.padding import Pads, input_gradient_pads
 from fflax.types import Array
 
 Form = Literal["exact", "rounded", "native"]
@@ -71,7 +72,7 @@ class FloatConv:
     """The convolution of `x` `[B, ..., C]` with `w` `[..., C / groups, O]`, float32.
 
     Supports reverse-mode differentiation, `jit`, `vmap` and `scan`; no forward mode. An unused
-    gradient is not computed.
+    gradient is not computed. Where it is Winograd's it has a few more roundings than the plain sum.
 
     Raises:
       ValueError: if the channels cannot be divided into groups, or the kernel does not fit them.
@@ -90,34 +91,48 @@ class FloatConv:
     return dataclasses.replace(self, groups=1)
 
   def forward(self, x: Array, w: Array) -> Array:
-    """The convolution of operands in their form."""
+    """The convolution of operands `[B, ..., C]`, `[..., C / groups, O]` that have their form.
+
+    Returns:
+      `[B, ..., O]` float32.
+    """
     if self.groups > 1:
-      one = functools.partial(by_groups, self.dense.forward, groups=self.groups)
-      if len(self.strides) == 2 and w.shape[-2] <= FEW_CHANNELS and x.dtype == jnp.float32:
-        one = functools.partial(
+      images = _part_size(x.shape[1:-1], x.shape[-1] + w.shape[-1])
+      if len(self.strides) == 2 and x.dtype == jnp.float32 and is_thin(w.shape, self.groups):
+        thin = functools.partial(
           thin_grouped_conv, strides=self.strides, pads=self.pads, groups=self.groups
         )
-      # Also the thin ones in parts: outside of a loop XLA computes them again for each consumer.
-      return map_parts(lambda x: one(x, w), self._parts(x, x.shape[-1] + w.shape[-1]), x)
-    if self._by_winograd(x, w):
+        # At least two parts: outside of a loop XLA computes the sum again for each consumer.
+        images = min(images, len(x) / 2)
+        return map_parts(lambda x: thin(x, w), number_of_parts(len(x), images), x)
+      one = functools.partial(by_groups, self.dense.forward, groups=self.groups)
+      return map_parts(lambda x: one(x, w), number_of_parts(len(x), images), x)
+    if self._by_winograd(x, w, self.pads):
       return winograd.winograd_conv(x, w, self.pads)
     return _product(x, w, self.strides, self.pads, channels_last(x.ndim))
 
   def input_gradient(self, g: Array, w: Array, spatial: Sequence[int]) -> Array:
-    """The gradient with respect to the input, whose spatial axes have the sizes `spatial`."""
+    """The gradient with respect to the input, of height, width, ... `spatial`.
+
+    Args:
+      g: the cotangent `[B, ..., O]` and
+      w: the kernels `[..., C / groups, O]`, in their form.
+      spatial: the input's spatial axes.
+
+    Returns:
+      `[B, ..., C]` float32.
+    """
     if self.groups > 1:
       one = functools.partial(self.dense.input_gradient, spatial=spatial)
-      parts = self._parts(g, w.shape[-2] * self.groups + w.shape[-1])
-      return map_parts(lambda g: by_groups(one, g, w, self.groups), parts, g)
-    fields, out = w.shape[:-2], g.shape[1:-1]
-    pads = []
-    rows = zip(spatial, fields, out, self.strides, self.pads, strict=True)
-    for size, field, out_size, stride, (low, _high) in rows:
-      flipped_low, span = field - 1 - low, (out_size - 1) * stride  # the latter minus one
-      pads.append((flipped_low, size + field - 2 - span - flipped_low))
+      images = _part_size(spatial, w.shape[-2] * self.groups + w.shape[-1])
+      return map_parts(
+        lambda g: by_groups(one, g, w, self.groups), number_of_parts(len(g), images), g
+      )
+    fields = w.shape[:-2]
+    pads = input_gradient_pads(spatial, fields, g.shape[1:-1], self.strides, self.pads)
     # The strided cotangent, spread out, with the flipped kernel, in and out swapped.
     flipped = jnp.flip(w, tuple(range(len(fields))))
-    if self._by_winograd(g, w):
+    if self._by_winograd(g, w, pads):
       return winograd.winograd_conv(g, flipped.swapaxes(-2, -1), pads)
     image, kernel, _ = channels_last(g.ndim)
     swapped = lax.ConvDimensionNumbers(image, (kernel[1], kernel[0], *kernel[2:]), image)
@@ -125,13 +140,22 @@ class FloatConv:
     return _product(g, flipped, ones, pads, swapped, lhs_dilation=self.strides)
 
   def weight_gradient(self, x: Array, g: Array, fields: Sequence[int]) -> Array:
-    """The gradient with respect to the kernel, of height, width, ... `fields`."""
+    """The gradient with respect to the kernel, of height, width, ... `fields`.
+
+    Args:
+      x: the input `[B, ..., C]` and
+      g: the cotangent `[B, ..., O]`, in their form.
+      fields: the kernel's spatial axes.
+
+    Returns:
+      `[..., C / groups, O]` float32.
+    """
     if self.groups > 1:
       one = functools.partial(self.dense.weight_gradient, fields=fields)
-      parts = self._parts(x, x.shape[-1] + g.shape[-1])
+      parts = number_of_parts(len(x), _part_size(x.shape[1:-1], x.shape[-1] + g.shape[-1]))
       return sum_parts(lambda x, g: by_groups(one, x, g, self.groups), parts, x, g)
     kernel_shape = (*fields, x.shape[-1], g.shape[-1])
-    if self._by_winograd(x, jax.ShapeDtypeStruct(kernel_shape, g.dtype)):
+    if self._by_winograd(x, jax.ShapeDtypeStruct(kernel_shape, g.dtype), self.pads):
       return winograd.winograd_weight_gradient(x, g, self.pads)
     pads = []
     rows = zip(x.shape[1:-1], fields, g.shape[1:-1], self.strides, self.pads, strict=True)
@@ -143,18 +167,17 @@ class FloatConv:
     numbers = lax.ConvDimensionNumbers(swapped, swapped, (kernel[1], kernel[0], *kernel[2:]))
     return _product(x, g, (1,) * len(pads), pads, numbers, rhs_dilation=self.strides)
 
-  def _by_winograd(self, x: Array, w: Array | jax.ShapeDtypeStruct) -> bool:
+  def _by_winograd(self, x: Array, w: Array | jax.ShapeDtypeStruct, pads: Pads) -> bool:
     return (
       jax.default_backend() == "cpu"
       and x.dtype == w.dtype == jnp.float32
-      and winograd.is_faster(x.shape, w.shape, self.strides)
+      and winograd.is_faster(x.shape, w.shape, self.strides, pads)
     )
 
-  def _parts(self, images: Array, channels: int) -> int:
-    if jax.default_backend() != "cpu":
-      return 1
-    one = 4 * channels * math.prod(images.shape[1:-1])  # bytes
-    return number_of_parts(len(images), max(1.0, _PART_BYTES / max(one, 1)))
+
+def _part_size(spatial: Sequence[int], channels: int) -> float:
+  """How many images of a grouped convolution go through at once, of so many channels in and out."""
+  return _PART_BYTES / max(1, 4 * channels * math.prod(spatial))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fflax.core.batch_parts import sum_parts
 from fflax.core.depthwise import depthwise_conv
 from fflax.core.float_conv import channels_last
 from fflax.core.int8_products import (
@@ -31,6 +32,7 @@ from fflax.core.int8_products import (
   int8_dot,
 )
 from fflax.core.numerics import float32, row_major
+from fflax.core.padding import pad_space
 from fflax.types import Array
 
 _PATCH_BYTES = {"cpu": 1 << 24}  # of one chunk of the weight gradient
@@ -87,7 +89,7 @@ class Int8Conv:
     if self._uses_patches:
       return self._by_patches(x, w)
     if any(pad < 0 for pad in itertools.chain(*self.pads)):
-      x, pads = _pad(x, self.pads), ((0, 0),) * len(self.pads)
+      x, pads = pad_space(x, self.pads), ((0, 0),) * len(self.pads)
     else:
       pads = self.pads
     return lax.conv_general_dilated(
@@ -156,11 +158,7 @@ class Int8Conv:
       return product(x, g).astype(jnp.float32)
     total_dtype = jnp.int32 if batch * positions <= MAX_CONTRACTION else jnp.float32
 
-    def add(total: Array, part: tuple[Array, ...]) -> tuple[Array, None]:
-      return total + product(*part).astype(total_dtype), None
-
-    parts = tuple(a.reshape(batch // chunk, chunk, *a.shape[1:]) for a in (x, g))
-    total, _ = lax.scan(add, jnp.zeros(self.kernel, total_dtype), parts)
+    total = sum_parts(lambda x, g: product(x, g).astype(total_dtype), batch // chunk, x, g)
     return total.astype(jnp.float32)
 
   def float_input_gradient(self, g: Array, w: Array) -> Array:
@@ -205,7 +203,7 @@ class Int8Conv:
     rows, groups = math.prod(self.out[:-1]), self.groups
     *fields, inside, outside = self.kernel
     length = math.prod(fields) * inside
-    padded = _pad(x, self.pads)
+    padded = pad_space(x, self.pads)
     if groups == 1:
       a = jnp.stack(self._shifted(padded, 1), axis=-2).reshape(rows, length)
       return int8_dot(a, w.reshape(length, outside), backend=self.backend).reshape(self.out)
@@ -222,7 +220,7 @@ class Int8Conv:
     *fields, inside, outside = self.kernel
     length = math.prod(fields) * inside
     # Transposed before it is copied, not after: `[G, taps, C / G, rows]`.
-    channels_first = row_major(jnp.moveaxis(_pad(x, self.pads), -1, 0))
+    channels_first = row_major(jnp.moveaxis(pad_space(x, self.pads), -1, 0))
     split = channels_first.reshape(groups, inside, *channels_first.shape[1:])
     a = jnp.stack(self._shifted(split, 3), axis=1).reshape(groups, length, rows)
     if groups == 1:
@@ -239,14 +237,9 @@ class Int8Conv:
     g = g.astype(jnp.float32)
     sums = [
       jnp.sum((tap.astype(jnp.float32) * g).reshape(rows // length, length, channels), axis=1)
-      for tap in self._shifted(_pad(x, self.pads), 1)
+      for tap in self._shifted(pad_space(x, self.pads), 1)
     ]
     return jnp.sum(jnp.stack(sums).astype(jnp.int32), axis=1).reshape(self.kernel)
-
-
-def _pad(x: Array, pads: tuple[tuple[int, int], ...]) -> Array:
-  edges = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-  return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 @functools.cache

@@ -82,9 +82,10 @@ class Numerics(NamedTuple):
 def float32() -> Numerics:
   """JAX's own products.
 
-  On a CPU, convolutions and their gradients are ours, of the same values up to the order of sums
-  and Winograd's roundings: `fflax.core.float_conv.FloatConv`; depthwise ones
-  `fflax.core.depthwise.depthwise_conv`. Forward-mode differentiation is not supported there.
+  On a CPU, channels-last convolutions without dilation and their gradients are ours, of the same
+  values up to the order of sums and Winograd's roundings: `fflax.core.float_conv.FloatConv`;
+  depthwise ones `fflax.core.depthwise.depthwise_conv`. Forward-mode differentiation is not
+  supported there.
   """
   return Numerics("float32", lax.dot_general, _Conv(bfloat16=False))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from fflax.core.float_conv import FloatConv
-from fflax.core.grouped import FEW_CHANNELS, UNROLLED, by_groups
+from fflax.core.grouped import FEW_CHANNELS, UNROLLED, by_groups, is_thin
 from fflax.core.numerics import bfloat16, float32
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -58,9 +58,10 @@ def test_groups_own_neighbouring_channels(groups, inside, outside, seed):
 
 @pytest.mark.parametrize(("strides", "padding"), CASES)
 @pytest.mark.parametrize("numerics", [float32(), bfloat16()], ids=["float32", "bfloat16"])
-def test_values_and_gradients_in_a_loop(numerics, strides, padding):
+@pytest.mark.parametrize("inside", [FEW_CHANNELS, FEW_CHANNELS + 1])
+def test_values_and_gradients_in_a_loop(numerics, strides, padding, inside):
   """As XLA's own grouped convolution, outside of any loop, of the same rounded numbers."""
-  x, w = normal(0, 2, 2, 7, 6, 6), normal(1, 3, 3, 2, 12)
+  x, w = normal(0, 2, 2, 7, 6, 3 * inside), normal(1, 3, 3, inside, 12)
   ours = functools.partial(
     conv, numerics.conv_general_dilated, groups=3, strides=strides, padding=padding
   )
@@ -164,7 +165,8 @@ def test_a_batch_in_parts(monkeypatch, make, inside):
     return out, *pull(g)
 
   got = jax.jit(functools.partial(pullback, make().conv_general_dilated))
-  assert jax.default_backend() != "cpu" or "scan" in str(jax.make_jaxpr(got)(x, w, g))
+  if jax.default_backend() == "cpu":
+    assert str(jax.make_jaxpr(got)(x, w, g)).count("length=3") == 3  # all three products
   cast = rounded if make is bfloat16 else np.asarray
   want = jax.jit(functools.partial(pullback, lax.conv_general_dilated))(cast(x), cast(w), cast(g))
   for a, b in zip(got(x, w, g), want, strict=True):
@@ -178,3 +180,36 @@ def test_a_batch_in_parts(monkeypatch, make, inside):
 def test_channels_that_do_not_divide(channels, kernel, groups):
   with pytest.raises(ValueError, match=f"Got {groups} groups for images of shape"):
     FloatConv((1, 1), ((1, 1), (1, 1)), groups)(jnp.ones((1, 4, 4, channels)), jnp.ones(kernel))
+
+
+@ON_CPU
+@pytest.mark.parametrize("inside", [2, FEW_CHANNELS + 1])
+@pytest.mark.parametrize("batch", [0, 3])
+def test_many_groups_and_an_empty_batch(batch, inside):
+  """More groups than are written out, values and gradients."""
+  groups = UNROLLED + 1
+  x, w = normal(0, batch, 4, 4, inside * groups), normal(1, 3, 3, inside, groups)
+  g = normal(2, batch, 4, 4, groups)
+
+  def pullback(product, x, w, g):
+    out, pull = jax.vjp(functools.partial(conv, product, groups=groups), x, w)
+    return out, *pull(g)
+
+  got = jax.jit(functools.partial(pullback, float32().conv_general_dilated))(x, w, g)
+  want = jax.jit(functools.partial(pullback, lax.conv_general_dilated))(x, w, g)
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("kernel", "groups", "thin"),
+  [
+    ((3, 3, 2, 80), 10, True),
+    ((3, 3, 4, 80), 10, True),
+    ((3, 3, 5, 50), 10, False),
+    ((3, 3, 4, 512), 2, False),
+    ((5, 5, 4, 128), 2, False),
+  ],
+)
+def test_thin_groups_are_those_that_gain(kernel, groups, thin):
+  assert is_thin(kernel, groups) == thin

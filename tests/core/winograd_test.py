@@ -35,7 +35,7 @@ def patches(x, pads):
 @settings(max_examples=12, deadline=None)
 @given(
   batch=st.integers(1, 6),
-  size=st.tuples(st.integers(4, 7), st.integers(4, 7)),
+  size=st.tuples(st.integers(5, 8), st.integers(5, 8)),
   channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
   pads=st.tuples(*[st.tuples(st.integers(-1, 2), st.integers(-1, 2))] * 2),
   least=st.sampled_from([1, 512]),
@@ -83,8 +83,9 @@ def test_all_three_products_are_winograd_and_float32(padding):
 
   assert " convolution(" not in steps.lower(x, w, g).compile().as_text()
   got = steps(x, w, g)
-  pads = lax.padtype_to_pads(IMAGE[1:3], (3, 3), (1, 1), padding) if padding in (
-    "SAME", "VALID") else padding  # fmt: skip
+  pads = padding
+  if isinstance(padding, str):
+    pads = lax.padtype_to_pads(IMAGE[1:3], (3, 3), (1, 1), padding)
   back = [(2 - low, 2 - high) for low, high in pads]
   for n in range(2):
     seen = patches(x[n], pads)
@@ -112,15 +113,27 @@ def test_rounded_operands_are_rounded_before_they_are_transformed():
 
 @ON_CPU
 def test_seeds_under_vmap():
-  """Kernels of several seeds side by side, each with its own images."""
+  """Kernels of several seeds side by side, each with its own images; both gradients."""
   x, w = normal(0, 2, *IMAGE), normal(1, 2, *KERNEL)
-  both = lambda x, w: jax.value_and_grad(  # noqa: E731
-    lambda w: (linen(float32().conv_general_dilated)(x, w) ** 2).mean()
-  )(w)
+  product = linen(float32().conv_general_dilated)
+  both = jax.value_and_grad(lambda x, w: (product(x, w) ** 2).mean(), (0, 1))
   together = jax.jit(jax.vmap(both))(x, w)
   for n in range(2):
-    for a, b in zip(together, jax.jit(both)(x[n], w[n]), strict=True):
+    alone = jax.jit(both)(x[n], w[n])
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
       np.testing.assert_allclose(a[n], b, rtol=1e-5, atol=1e-6)
+
+
+@ON_CPU
+@pytest.mark.parametrize("image", [(512, 2, 2, 32), (64, 8, 1, 32), (0, 8, 8, 32)])
+def test_nothing_comes_out(image):
+  """No output rows or columns, or no images: shapes as of JAX's own."""
+  x, w = jnp.ones(image), jnp.ones(KERNEL)
+  ours, plain = (
+    linen(product, "VALID")(x, w)
+    for product in (float32().conv_general_dilated, lax.conv_general_dilated)
+  )
+  assert ours.shape == plain.shape and ours.size == 0
 
 
 @ON_CPU
