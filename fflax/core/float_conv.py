@@ -98,15 +98,14 @@ class FloatConv:
     """
     if self.groups > 1:
       images = _part_size(x.shape[1:-1], x.shape[-1] + w.shape[-1])
-      if len(self.strides) == 2 and x.dtype == jnp.float32 and is_thin(w.shape, self.groups):
-        thin = functools.partial(
+      thin = len(self.strides) == 2 and x.dtype == jnp.float32 and is_thin(w.shape, self.groups)
+      parts = number_of_parts(len(x), min(images, len(x) / 2) if thin else images)
+      one = functools.partial(by_groups, self.dense.forward, groups=self.groups)
+      if thin and parts > 1:  # outside of a loop XLA would compute the sum again for each consumer
+        one = functools.partial(
           thin_grouped_conv, strides=self.strides, pads=self.pads, groups=self.groups
         )
-        # At least two parts: outside of a loop XLA computes the sum again for each consumer.
-        images = min(images, len(x) / 2)
-        return map_parts(lambda x: thin(x, w), number_of_parts(len(x), images), x)
-      one = functools.partial(by_groups, self.dense.forward, groups=self.groups)
-      return map_parts(lambda x: one(x, w), number_of_parts(len(x), images), x)
+      return map_parts(lambda x: one(x, w), parts, x)
     if self._by_winograd(x, w, self.pads):
       return winograd.winograd_conv(x, w, self.pads)
     return _product(x, w, self.strides, self.pads, channels_last(x.ndim))

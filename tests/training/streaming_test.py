@@ -94,7 +94,8 @@ def test_a_fault_is_of_its_own_step(monkeypatch):
   with pytest.raises(Diverged, match="in step 12 ") as error:
     run(faults={"nan_loss_at": 12})
   assert CLOSED == [0], f"who keeps the {error.typename} would keep the readers"
-  assert chunks[0]._cache_size() == 1, "a program a window"
+  # None is left where a long process has let go of it.
+  assert chunks[0]._cache_size() <= 1, "a program a window"
 
 
 @pytest.mark.parametrize(
