@@ -102,8 +102,9 @@ class FloatConv:
       parts = number_of_parts(len(x), min(images, len(x) / 2) if thin else images)
       one = functools.partial(by_groups, self.dense.forward, groups=self.groups)
       if thin and parts > 1:  # outside of a loop XLA would compute the sum again for each consumer
+        height, width = self.strides
         one = functools.partial(
-          thin_grouped_conv, strides=self.strides, pads=self.pads, groups=self.groups
+          thin_grouped_conv, strides=(height, width), pads=self.pads, groups=self.groups
         )
       return map_parts(lambda x: one(x, w), parts, x)
     if self._by_winograd(x, w, self.pads):
