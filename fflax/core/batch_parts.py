@@ -38,7 +38,7 @@ def map_parts(f: Callable[..., Array], parts: int, *images: Array) -> Array:
   if parts == 1:
     return f(*images)
   take = _taker(parts, images)
-  out = jax.eval_shape(f, *(jax.ShapeDtypeStruct(_part(x, parts), x.dtype) for x in images))
+  out = jax.eval_shape(lambda: f(*take(0)))
   zeros = jnp.zeros((len(out), parts, *out.shape[1:]), out.dtype)
 
   def body(i: Array, done: Array) -> Array:
@@ -55,15 +55,11 @@ def sum_parts(f: Callable[..., Array], parts: int, *images: Array) -> Array:
   if parts == 1:
     return f(*images)
   take = _taker(parts, images)
-  out = jax.eval_shape(f, *(jax.ShapeDtypeStruct(_part(x, parts), x.dtype) for x in images))
+  out = jax.eval_shape(lambda: f(*take(0)))
   zeros = jnp.zeros(out.shape, out.dtype)
   return lax.fori_loop(0, parts, lambda i, total: total + f(*take(i)), zeros)
 
 
-def _part(x: Array, parts: int) -> tuple[int, ...]:
-  return (len(x) // parts, *x.shape[1:])
-
-
-def _taker(parts: int, images: tuple[Array, ...]) -> Callable[[Array], list[Array]]:
+def _taker(parts: int, images: tuple[Array, ...]) -> Callable[[Array | int], list[Array]]:
   split = [x.reshape(len(x) // parts, parts, *x.shape[1:]) for x in images]
   return lambda i: [lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in split]
